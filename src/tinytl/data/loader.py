@@ -1,0 +1,162 @@
+"""Photographs -> batches, decoded in a bounded pool of threads.
+
+Threads, not processes: Pillow lets go of the interpreter's lock while it decodes and resizes, and a thread
+costs no second copy of the runtime. What is held is the batch in the consumer's hands and at most
+``prefetch`` more, whatever the size of the data set.
+
+A batch depends on (photographs, transform, batch size, seed, epoch, its number) and on nothing else: not on
+the number of workers, on which of them was first, or on the batches before it. To resume is to ask for an
+epoch from ``start_batch``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tinytl.data.decode import open_photo
+from tinytl.data.folder import PhotoSet
+from tinytl.data.transforms import FloatArray, Transform, epoch_order, sample_rng
+from tinytl.errors import DataError, InputError
+
+if TYPE_CHECKING:  # imported when an epoch begins: listing photographs should not cost an import of torch
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N photographs.
+
+    ``images``: float32 (N, 3, R, R), channels last in memory. ``labels``: int64 (N,), class indices.
+    ``indices``: int64 (N,), positions in the PhotoSet.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Loader:
+    """Batches of a `PhotoSet`, epoch by epoch; ``len(loader)`` is the number of batches in one.
+
+    ``batch_size``: N; the last batch of an epoch may be smaller, unless ``drop_last``. ``seed``: of order and
+    augmentation, at least 0. ``shuffle``: a new order each epoch, else that of the set. ``workers``: threads;
+    0 decodes in the calling thread. ``prefetch``: batches under way beyond the one being used.
+
+    Raises InputError for a number out of range, DataError where there are no photographs.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoSet,
+        transform: Transform,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        workers: int = 2,
+        drop_last: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        for name, value, least in (
+            ("batch size", batch_size, 1),
+            ("seed", seed, 0),
+            ("number of workers", workers, 0),
+            ("number of batches to prefetch", prefetch, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name} {value!r} is out of range: expected at least {least}")
+        if not photos:
+            raise DataError(f"{str(photos.root)!r} gives no photographs: expected at least one; add some")
+        if drop_last and len(photos) < batch_size:
+            raise InputError(
+                f"batch size {batch_size} is more than the {len(photos)} photographs, and incomplete "
+                "batches are "
+                "dropped, so nothing would be left: make it smaller"
+            )
+        self.photos, self.transform, self.batch_size = photos, transform, batch_size
+        self.seed, self.shuffle, self.workers = seed, shuffle, workers
+        self.drop_last, self.prefetch = drop_last, prefetch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.photos), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the order of the photographs in an epoch, a permutation from (seed, epoch) only."""
+        if not self.shuffle:
+            return np.arange(len(self.photos), dtype=np.int64)
+        return epoch_order(self.seed, epoch, len(self.photos))
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch from number ``start_batch`` on; both count from 0.
+
+        Threads end with the iterator: when it is exhausted, closed, collected, or raises. Keep it in no
+        variable, or close it (``contextlib.closing``), where a loop may be left early.
+
+        Raises DataError, naming the file, when the turn comes to a batch with a photograph that cannot be
+        read; ValueError for numbers that are out of range.
+        """
+        if epoch < 0 or not 0 <= start_batch <= len(self):
+            raise ValueError(f"epoch {epoch}, start_batch {start_batch}: expected >= 0 and 0..{len(self)}")
+        return self._batches(
+            epoch, start_batch
+        )  # a generator of its own, so that the check above is made at once
+
+    def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
+        order = self.order(epoch)
+        numbers = iter(range(start_batch, len(self)))
+        if self.workers == 0:
+            for number in numbers:
+                indices = self._indices(order, number)
+                yield self._collate(indices, (self._sample(epoch, int(index)) for index in indices))
+            return
+        under_way: deque[tuple[npt.NDArray[np.int64], list[Future[FloatArray]]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="tinytl-decode")
+
+        def fill() -> None:
+            while len(under_way) < self.prefetch and (number := next(numbers, None)) is not None:
+                indices = self._indices(order, number)
+                under_way.append(
+                    (indices, [pool.submit(self._sample, epoch, int(index)) for index in indices])
+                )
+
+        try:
+            fill()
+            while under_way:
+                indices, futures = under_way.popleft()
+                batch = self._collate(indices, (future.result() for future in futures))
+                del futures  # the arrays are copied: hold no more while the consumer works
+                fill()
+                yield batch
+                del batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _indices(self, order: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+        return order[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def _sample(self, epoch: int, index: int) -> FloatArray:
+        """Read and transform one photograph: the only thing that runs in a worker, and no torch in it."""
+        with open_photo(self.photos.items[index][0]) as photo:
+            return self.transform(photo, sample_rng(self.seed, epoch, index))
+
+    def _collate(self, indices: npt.NDArray[np.int64], samples: Iterator[FloatArray]) -> Batch:
+        import torch
+
+        side = self.transform.resolution
+        images = torch.empty((len(indices), 3, side, side), memory_format=torch.channels_last)
+        view = images.numpy()
+        for row, sample in enumerate(samples):
+            view[row] = sample
+        labels = torch.tensor([self.photos.items[index][1] for index in indices], dtype=torch.int64)
+        return Batch(images, labels, torch.from_numpy(indices.copy()))

@@ -1,0 +1,200 @@
+"""From a photograph to a network's input: float32 (3, R, R), ``(x / 255 - mean) / std``.
+
+A training transform is random, but its draws come from ``sample_rng(seed, epoch, index)`` only. So a
+photograph looks the same in an epoch whichever worker reads it, in whatever order, and whether or not the run
+was interrupted.
+
+The random resized crop is chosen on the photograph's full size, before the pixels are read: a large JPEG is
+then decoded at the fraction of its size that the crop needs. Evaluation always decodes at full size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance
+
+from tinytl.data.decode import Photo, Size
+from tinytl.errors import InputError, UnknownNameError
+
+FloatArray = npt.NDArray[np.float32]
+Triple = tuple[float, float, float]
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# Decode a JPEG at no less than this many times the resolution wanted, then filter: no visible difference.
+_DECODE_GAP = 2.0
+_CROP_TRIES = 10
+# The streams drawn from one seed. Never 0: SeedSequence pads with zeros, so that [s, 0] would repeat [s].
+_ORDER_STREAM, _SAMPLE_STREAM = 1, 2
+
+
+class Transform(Protocol):
+    """What a `Loader` needs: a photograph and a generator in, float32 (3, R, R) out."""
+
+    @property
+    def resolution(self) -> int:
+        """R, in pixels."""
+        ...
+
+    def __call__(self, photo: Photo, rng: np.random.Generator) -> FloatArray:
+        """Return the network's input."""
+        ...
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the generator of photograph ``index`` in an epoch. All three are at least 0."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([_SAMPLE_STREAM, seed, epoch, index])))
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Return a permutation of ``range(count)``.
+
+    Made by sorting raw 64-bit draws, which numpy guarantees never to change, as it does not for
+    ``permutation``.
+    """
+    draws = np.random.Philox(np.random.SeedSequence([_ORDER_STREAM, seed, epoch, 0])).random_raw(count)
+    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop, flip and, where asked, colour distortion (paper's recipe: scale from 0.22).
+
+    ``resolution``: R in pixels. ``mean``, ``std``: per channel, in units of x/255. ``scale``: range of the
+    crop's share of the area, uniform. ``ratio``: range of its width/height, uniform in the logarithm.
+    ``flip``: mirror half of the photographs. ``color``: brightness by 1 +- 32/255, then saturation by 1 +-
+    0.5, both uniform (the paper: for Cars and Aircraft only). Ten crops are tried; where none fits, the
+    largest centred one of an allowed ratio is taken.
+
+    Raises InputError for a value out of range, UnknownNameError for the interpolation.
+    """
+
+    resolution: int
+    mean: Triple
+    std: Triple
+    scale: tuple[float, float] = (0.22, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    color: bool = False
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_common(self.resolution, self.mean, self.std, self.interpolation)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(f"crop scale {self.scale!r} is out of range: expected 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise InputError(f"crop ratio {self.ratio!r} is out of range: expected 0 < low <= high")
+
+    def __call__(self, photo: Photo, rng: np.random.Generator) -> FloatArray:
+        """Return float32 (3, R, R). Raises DataError where the photograph cannot be read."""
+        box = self.crop(photo.size, rng)
+        side = min(box[2] - box[0], box[3] - box[1])
+        image, factor = photo.reduced(side / (_DECODE_GAP * self.resolution))
+        image = _cut(image, tuple(edge / factor for edge in box), self.resolution, self.interpolation)
+        # Drawn whether used or not, so that an option does not change what the others draw.
+        mirrored, brightness, saturation = rng.random(3)
+        if self.flip and mirrored < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.color:
+            image = ImageEnhance.Brightness(image).enhance(1 + (2 * brightness - 1) * 32 / 255)
+            image = ImageEnhance.Color(image).enhance(1 + (2 * saturation - 1) * 0.5)
+        return _normalized(image, self.mean, self.std)
+
+    def crop(self, size: Size, rng: np.random.Generator) -> Box:
+        """Draw a crop of a photograph of ``size`` (width, height), in whole pixels and within it."""
+        width, height = size
+        for _ in range(_CROP_TRIES):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                left = int(rng.integers(width - crop_width + 1))
+                upper = int(rng.integers(height - crop_height + 1))
+                return left, upper, left + crop_width, upper + crop_height
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        crop_width = min(width, max(round(height * ratio), 1))
+        crop_height = min(height, max(round(width / ratio), 1))
+        return _centred(size, crop_width, crop_height)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The centre of the photograph: a square of ``crop_fraction`` of its short side, resized to R x R.
+
+    The square is cut before it is resized, as in EfficientNet's own evaluation (there R / (R + 32), rounded
+    down); a long, narrow photograph then costs no more than another. ``resolution``, ``mean``, ``std``: as
+    for `TrainTransform`.
+
+    Raises InputError for a value out of range, UnknownNameError for the interpolation.
+    """
+
+    resolution: int
+    mean: Triple
+    std: Triple
+    crop_fraction: float = 0.875
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_common(self.resolution, self.mean, self.std, self.interpolation)
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(
+                f"crop fraction {self.crop_fraction!r} is out of range: expected 0 < fraction <= 1"
+            )
+
+    def __call__(self, photo: Photo, rng: np.random.Generator | None = None) -> FloatArray:
+        """Return float32 (3, R, R); draws nothing. Raises DataError where the photograph cannot be read."""
+        image = _cut(photo.rgb(), self.crop(photo.size), self.resolution, self.interpolation)
+        return _normalized(image, self.mean, self.std)
+
+    def crop(self, size: Size) -> Box:
+        """Return the square that is evaluated of a photograph of ``size``, in whole pixels."""
+        side = max(int(min(size) * self.crop_fraction), 1)
+        return _centred(size, side, side)
+
+
+def _centred(size: Size, width: int, height: int) -> Box:
+    left, upper = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
+    return left, upper, left + width, upper + height
+
+
+def _cut(image: Image.Image, box: tuple[float, ...], resolution: int, interpolation: str) -> Image.Image:
+    """Cut out ``box`` and resize it to R x R.
+
+    Cut first: Pillow's ``resize(box=...)`` alone would let the filter see beyond the edge of the box.
+    """
+    left, upper, right, lower = box
+    x, y = math.floor(left), math.floor(upper)
+    image = image.crop((x, y, min(math.ceil(right), image.width), min(math.ceil(lower), image.height)))
+    # What is left of the box's fractions, after a decoding at reduced size; else this is the whole image.
+    inner = (left - x, upper - y, min(right - x, image.width), min(lower - y, image.height))
+    return image.resize((resolution, resolution), INTERPOLATIONS[interpolation], box=inner)
+
+
+def _normalized(image: Image.Image, mean: Triple, std: Triple) -> FloatArray:
+    """(R, R, 3) bytes -> float32 (3, R, R), still with the channel innermost in memory (channels last)."""
+    pixels = np.asarray(image).astype(np.float32)
+    # Constants rounded once, from float64; 127 and 128, as TensorFlow's networks have them, stay whole.
+    pixels -= (255.0 * np.asarray(mean, np.float64)).astype(np.float32)
+    pixels /= (255.0 * np.asarray(std, np.float64)).astype(np.float32)
+    return pixels.transpose(2, 0, 1)
+
+
+def _check_common(resolution: int, mean: Triple, std: Triple, interpolation: str) -> None:
+    if resolution < 1:
+        raise InputError(f"resolution {resolution!r} is out of range: expected at least 1 pixel")
+    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
+        raise InputError(f"mean {mean!r} is out of range: expected three numbers in units of x/255")
+    if len(std) != 3 or not all(0 < value < math.inf for value in std):
+        raise InputError(f"std {std!r} is out of range: expected three numbers above 0 in units of x/255")
+    if interpolation not in INTERPOLATIONS:
+        raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)

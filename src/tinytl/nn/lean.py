@@ -1,0 +1,280 @@
+"""Modules over the lean operations: they hold the tensors, `tinytl.ops` holds the maths.
+
+A lean module names its stages; a `LeanSequential` runs the stages of neighbouring lean children as one chain, so that
+a whole inverted bottleneck is one autograd node. Each module also works alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tinytl.errors import UnsupportedLayerError
+from tinytl.ops._weights import WeightRecipe
+from tinytl.ops.activation import Activation
+from tinytl.ops.batch_norm import FrozenBatchNorm
+from tinytl.ops.chain import Stage, chain
+from tinytl.ops.conv import Conv2d, Padding
+from tinytl.ops.group_norm import GroupNorm
+from tinytl.ops.linear import Linear
+from tinytl.ops.pool import AvgPool2d, GlobalMean
+from tinytl.ops.upsample import UpsampleBilinear
+
+from .layers import Conv2dSame, Residual, StandardizedConv2d
+from .lite_residual import LiteBlock
+
+Pair = tuple[int, int]
+
+
+class LeanModule(nn.Module):
+    """A module that is a run of lean stages."""
+
+    def stages(self) -> list[Stage]:
+        """The operations with their tensors, in order."""
+        raise NotImplementedError
+
+    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the stages as one chain."""
+        return chain(input, self.stages())
+
+
+class NormStatistics(nn.Module):
+    """What a frozen batch norm stores, for a convolution that computes with it: the convolution runs it."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        if norm.running_mean is None or norm.running_var is None:
+            raise UnsupportedLayerError(
+                "a BatchNorm2d without running statistics cannot be frozen: "
+                "it normalizes by the batch it sees; train the network with track_running_stats=True"
+            )
+        self.eps = norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """gamma, beta, mean, var."""
+        return self.weight, self.bias, cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+
+
+class LeanConv2d(LeanModule):
+    """A convolution that keeps its input only where its weight trains.
+
+    Attributes:
+        weight: (out, in/groups, kh, kw), standardized already if it is frozen and the original standardized it.
+        bias: (out,) or None; after folding it is the shift of the normalization.
+        norm: the frozen batch norm behind it where that could not be folded for good, because the weight trains.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.norm = None if norm is None else NormStatistics(norm)
+        standardize = type(conv) is StandardizedConv2d
+        if standardize and not conv.weight.requires_grad:
+            recipe = WeightRecipe(standardize=True)
+            self.weight = _frozen(cast(Tensor, recipe.make((conv.weight, None))[0]))
+            standardize = False
+        if norm is not None and not conv.weight.requires_grad:
+            self._fold(standardize)
+        self.op = Conv2d(
+            kernel=cast(Pair, conv.kernel_size),
+            stride=cast(Pair, conv.stride),
+            padding=_padding(conv),
+            dilation=cast(Pair, conv.dilation),
+            groups=conv.groups,
+            out_channels=conv.out_channels,
+            recipe=WeightRecipe(standardize, None if self.norm is None else self.norm.eps),
+        )
+
+    def _fold(self, standardize: bool) -> None:
+        """Scale and shift become weight and bias; the bias trains if the normalization's did."""
+        assert self.norm is not None
+        trains = self.norm.bias is not None and self.norm.bias.requires_grad
+        recipe = WeightRecipe(standardize, self.norm.eps)
+        with torch.no_grad():
+            weight, bias = recipe.make((self.weight, self.bias, *self.norm.tensors()))
+        assert bias is not None
+        self.weight = _frozen(weight)
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=trains)
+        self.norm = None
+
+    def stages(self) -> list[Stage]:
+        """One convolution."""
+        norm = () if self.norm is None else self.norm.tensors()
+        return [(self.op, (self.weight, self.bias, *norm))]
+
+    def extra_repr(self) -> str:
+        """The operation's geometry."""
+        return f"{tuple(self.weight.shape)}, stride={self.op.stride}, groups={self.op.groups}"
+
+
+class LeanFrozenBatchNorm2d(LeanModule):
+    """Batch norm by its stored statistics, in every mode; keeps its input only where its scale trains."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        statistics = NormStatistics(norm)
+        self.weight, self.bias = statistics.weight, statistics.bias
+        self.register_buffer("running_mean", statistics.running_mean)
+        self.register_buffer("running_var", statistics.running_var)
+        self.op = FrozenBatchNorm(norm.eps)
+
+    def stages(self) -> list[Stage]:
+        """One affine map a channel."""
+        mean, var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+        return [(self.op, (self.weight, self.bias, mean, var))]
+
+
+class LeanGroupNorm(LeanModule):
+    """Group norm with exact gradients; its chain runs again in backward."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.op = GroupNorm(norm.num_groups, norm.eps)
+
+    def stages(self) -> list[Stage]:
+        """One group norm."""
+        return [(self.op, (self.weight, self.bias))]
+
+
+class LeanLinear(LeanModule):
+    """A linear layer that keeps its input only where its weight trains."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.op = Linear(linear.out_features)
+
+    def stages(self) -> list[Stage]:
+        """One matrix product."""
+        return [(self.op, (self.weight, self.bias))]
+
+
+class LeanFixed(LeanModule):
+    """An operation without tensors: an activation, average pooling, the global mean."""
+
+    def __init__(self, op: Activation | AvgPool2d | GlobalMean) -> None:
+        super().__init__()
+        self.op = op
+
+    def stages(self) -> list[Stage]:
+        """That operation."""
+        return [(self.op, ())]
+
+    def extra_repr(self) -> str:
+        """The operation with its options."""
+        return repr(self.op)
+
+
+class LeanSequential(nn.Sequential):
+    """A Sequential that runs neighbouring lean children, nested ones too, as one chain."""
+
+    def stages(self) -> list[Stage] | None:
+        """The stages of all children, or None if one of them is not lean."""
+        found: list[Stage] = []
+        for child in self:
+            mine = stages_of(child)
+            if mine is None:
+                return None
+            found += mine
+        return found
+
+    def _runs(self) -> Iterator[nn.Module | list[Stage]]:
+        run: list[Stage] = []
+        for child in self:
+            mine = stages_of(child)
+            if mine is not None:
+                run += mine
+                continue
+            if run:
+                yield run
+                run = []
+            yield child
+        if run:
+            yield run
+
+    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Sequential."""
+        for run in self._runs():
+            input = chain(input, run) if isinstance(run, list) else run(input)
+        return input
+
+
+class LeanResidual(nn.Module):
+    """`x + body(x)`, the sum in the body's own output where a chain has just made that."""
+
+    def __init__(self, residual: Residual) -> None:
+        super().__init__()
+        self.body = residual.body
+
+    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        stages = stages_of(self.body)
+        if not stages:
+            return input + self.body(input)
+        return _add_into(chain(input, stages), input)
+
+
+class LeanLiteBlock(nn.Module):
+    """A block and its lite residual module; the upsampling belongs to the module's chain."""
+
+    def __init__(self, both: LiteBlock) -> None:
+        super().__init__()
+        self.block, self.lite = both.block, both.lite
+
+    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, H, W) -> the block's own output shape."""
+        out = self.block(input)
+        stages = stages_of(self.lite)
+        assert stages is not None, "adapt_ lowers every layer of a lite residual module"
+        size = cast(Pair, tuple(out.shape[-2:]))
+        return _add_into(chain(input, [*stages, (UpsampleBilinear(size), ())]), out)
+
+
+class ImageDropout(nn.Dropout):
+    """Dropout that draws for one image after another, so that micro-batches draw what their batch would draw."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, ...) -> the same shape; keeps its mask, in the type of the input, while it trains."""
+        if not self.training or self.p == 0.0:
+            return input
+        mask = torch.empty_like(input)
+        for image in mask:
+            image.bernoulli_(1.0 - self.p)
+        return input * mask.div_(1.0 - self.p) if self.p < 1.0 else input * mask
+
+
+def stages_of(module: nn.Module) -> list[Stage] | None:
+    """The stages of a lean module or of a LeanSequential of nothing else; None for any other module."""
+    if isinstance(module, (LeanModule, LeanSequential)):
+        return module.stages()
+    return [] if type(module) is nn.Identity else None
+
+
+def _add_into(fresh: Tensor, other: Tensor) -> Tensor:
+    """`fresh + other`, in `fresh`, the output of a chain that nobody else has seen, where types allow."""
+    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+
+
+def _padding(conv: nn.Conv2d) -> Padding:
+    if type(conv) is Conv2dSame:
+        return Padding(same=True)
+    if isinstance(conv.padding, str):
+        # torch's own "same" exists at stride 1 only, where its odd pixel lies at the bottom and right as well
+        return Padding(same=True) if conv.padding == "same" else Padding()
+    height, width = cast(Pair, conv.padding)
+    return Padding.symmetric(height, width)

@@ -1,0 +1,52 @@
+"""Linear layer with a frozen or trainable weight.
+
+    y = x w^T + b        dL/dx = dL/dy w        dL/db = sum of dL/dy        dL/dw = dL/dy^T x
+
+Kept: the input where the weight trains, else nothing (NeurIPS 2020 paper, equations 1 and 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._op import Gradients, Keeps, Needs, Op, Shape, Tensors
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """(..., in) -> (..., out). Tensors: weight (out, in), bias (out,) or None."""
+
+    out_features: int
+    tensor_count: ClassVar[int] = 2
+
+    def forward(self, x: Tensor, tensors: Tensors, needs: Needs, owned: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Keeps x only where the weight trains."""
+        weight, bias = tensors
+        assert weight is not None
+        y = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return y, (x,) if needs.tensors[0] else ()
+
+    def backward(
+        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+    ) -> tuple[Tensor | None, Gradients]:
+        """See the module's docstring for the maths."""
+        weight = tensors[0]
+        assert weight is not None
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_weight = torch.mm(flat.t(), kept[0].reshape(-1, x_shape[-1])) if needs.tensors[0] else None
+        grad_bias = flat.sum(0) if needs.tensors[1] else None
+        grad_x = torch.matmul(grad, weight.to(grad.dtype)) if needs.x else None
+        return grad_x, tuple(None if g is None else g.to(weight.dtype) for g in (grad_weight, grad_bias))
+
+    def out_shape(self, x_shape: Shape) -> Shape:
+        """Replaces the last dimension."""
+        return (*x_shape[:-1], self.out_features)
+
+    def keeps(self, x_shape: Shape, dtype: torch.dtype, needs: Needs) -> Keeps:
+        """The input where the weight trains."""
+        return Keeps(input=needs.tensors[0])

