@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_one_torn_line_at_most(tmp_path: Path) -> None:
 
 
 def test_no_line_is_lost_or_doubled_wherever_a_run_is_cut(tmp_path: Path) -> None:
-    """Cut right after a checkpoint, or right before the next one: the lines up to the checkpoint stand once."""
+    """Cut right after a checkpoint or right before the next: the lines up to the checkpoint stand once."""
     path = tmp_path / "metrics.jsonl"
     seen: list[tuple[Progress, bytes]] = []
     with MetricsLog(path) as log:

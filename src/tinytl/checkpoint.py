@@ -36,7 +36,7 @@ class Learned(Protocol):
 
     @property
     def base_hash(self) -> str:
-        """Return `tinytl.delta.base_hash` of the network before it was adapted."""
+        """Return `tinytl.methods.base_hash` of the network before it was adapted."""
         ...
 
     @property

@@ -16,23 +16,33 @@ type, since a delta may come from anywhere. Equal content makes equal files.
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tinytl._atomic import DamagedFileError, content_hash, read_sealed, write_sealed
+from tinytl._atomic import DamagedFileError, read_sealed, write_sealed
 from tinytl.checkpoint import Learned, learned_tensors, put_tensors
-from tinytl.errors import DeltaError
+from tinytl.errors import DeltaError, InputError
+from tinytl.methods import Method
 
 KIND = "tinytl-delta/1"
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 MAX_TEXT = 1_000  # characters of a name
 FIELDS = ("method", "backbone", "norm", "classes", "preprocessing", "base_hash", "extra")
+
+
+class LearnedBy(Learned, Protocol):
+    """An adaptation that also tells its method: `tinytl.methods.Adaptation`, or anything of this shape."""
+
+    @property
+    def method(self) -> Method:
+        """Return what was trained."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +51,17 @@ class Delta:
 
     Attributes:
         tensors: by ``state_dict`` key of the adapted model.
-        method: JSON; what `save_delta` made of the adaptation's method.
+        method: what to adapt the base with.
         backbone, norm: names of the base, such as 'efficientnet_lite0' and 'bn'.
         classes: names of the classes, in the order of the logits; no two alike.
-        preprocessing: `tinytl.backbones.Preprocessing` by field name; lists for tuples.
-        base_hash: `base_hash` of the base.
+        preprocessing: the fields of a `tinytl.backbones.Preprocessing`, judged.
+        base_hash: `tinytl.methods.base_hash` of the base.
         extra: whatever else was given to `save_delta`.
         content_hash: SHA-256 over all the above: the delta's name for other programs.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False)
-    method: Any
+    method: Method
     backbone: str
     norm: str
     classes: tuple[str, ...]
@@ -61,49 +71,35 @@ class Delta:
     content_hash: str
 
 
-def base_hash(model: nn.Module, exclude: Sequence[str] = ("classifier.",)) -> str:
-    """Return the SHA-256 (hex) of a network's weights: names, dtypes, shapes and bytes of its ``state_dict``.
-
-    Left out are keys that begin with one of ``exclude`` (the classifier is replaced for every task) and batch
-    norm's ``num_batches_tracked``, which computes nothing. Device and memory format make no difference.
-    """
-    return content_hash(
-        (key, tensor)
-        for key, tensor in model.state_dict().items()
-        if not key.startswith(tuple(exclude)) and not key.endswith("num_batches_tracked")
-    )
-
-
 def save_delta(
     path: Path,
     model: nn.Module,
-    adaptation: Learned,
+    adaptation: LearnedBy,
     *,
     backbone: str,
     norm: str,
     classes: Sequence[str],
     preprocessing: Mapping[str, Any],
-    method: Any = None,
     extra: Mapping[str, Any] | None = None,
 ) -> str:
     """Write what ``model`` learned, atomically, and return the delta's content hash.
 
-    ``method`` defaults to ``adaptation.method``; dataclasses become ``{"name": type name, field: value,
-    ...}``. Nothing that changes from run to run (times, paths) belongs into ``extra``: equal training, equal
-    file.
+    ``preprocessing`` holds the fields of a `tinytl.backbones.Preprocessing` (``dataclasses.asdict``). Nothing
+    that changes from run to run (times, paths) belongs into ``extra``: equal training, equal file.
 
     Raises RunError when the file cannot be written, DeltaError for values that `load_delta` would refuse,
     ValueError when the model is not as ``adapt_`` left it.
     """
     metadata = {
-        "method": to_json(getattr(adaptation, "method", None) if method is None else method),
+        "method": {"name": adaptation.method.name, "parts": adaptation.method.to_json()},
         "backbone": backbone,
         "norm": norm,
         "classes": list(classes),
-        "preprocessing": to_json(preprocessing),
+        "preprocessing": dict(preprocessing),
         "base_hash": adaptation.base_hash,
-        "extra": to_json(extra or {}),
+        "extra": dict(extra or {}),
     }
+    metadata = json.loads(json.dumps(metadata))  # tuples become lists, as a reader will find them
     try:
         _judge(metadata)
     except DamagedFileError as error:
@@ -115,18 +111,27 @@ def load_delta(path: Path) -> Delta:
     """Read a delta. Raises DeltaError when it is missing, damaged or foreign, or holds what no delta can."""
     try:
         tensors, metadata, digest = read_sealed(Path(path), KIND)
-        _judge(metadata)
+        method = _judge(metadata)
     except DamagedFileError as error:
         raise DeltaError(f"delta {path} {error}") from error
-    metadata["classes"] = tuple(metadata["classes"])
-    return Delta(tensors=tensors, content_hash=digest, **metadata)
+    preprocessing = metadata["preprocessing"]
+    return Delta(
+        tensors=tensors,
+        method=method,
+        backbone=metadata["backbone"],
+        norm=metadata["norm"],
+        classes=tuple(metadata["classes"]),
+        preprocessing=preprocessing | {name: tuple(preprocessing[name]) for name in ("mean", "std")},
+        base_hash=metadata["base_hash"],
+        extra=metadata["extra"],
+        content_hash=digest,
+    )
 
 
-def apply_delta(model: nn.Module, delta: Delta, adaptation: Learned) -> None:
+def apply_delta(model: nn.Module, delta: Delta, adaptation: LearnedBy) -> None:
     """Copy a delta into ``model``, which was adapted with the delta's method (``adaptation``).
 
-    Raises DeltaError when it belongs to another base, or keys, shapes or dtypes differ; nothing is changed
-    then.
+    Raises DeltaError when base, method, keys, shapes or dtypes differ; nothing is changed then.
     """
     if delta.base_hash != adaptation.base_hash:
         raise DeltaError(
@@ -134,25 +139,16 @@ def apply_delta(model: nn.Module, delta: Delta, adaptation: Learned) -> None:
             f"{delta.base_hash[:12]}..., this one has {adaptation.base_hash[:12]}...; "
             "load the weights it was trained on"
         )
+    if delta.method != adaptation.method:
+        raise DeltaError(
+            f"the delta was trained with {delta.method.name}, the model is adapted with {adaptation.method.name}: "
+            "adapt it with the delta's method"
+        )
     put_tensors(model, delta.tensors, adaptation, "the delta does not fit the model", DeltaError)
 
 
-def to_json(value: Any) -> Any:
-    """Return dataclasses, mappings and sequences as plain JSON values. Raises TypeError for anything else."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {entry.name: to_json(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-        return {"name": type(value).__name__, **fields}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_json(entry) for entry in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(f"{value!r} is a {type(value).__name__}, which JSON cannot hold")
-
-
-def _judge(metadata: Mapping[str, Any]) -> None:
-    """Raise DamagedFileError, for the reader to complete, unless every field is what `Delta` says."""
+def _judge(metadata: Mapping[str, Any]) -> Method:
+    """Return the method. Raises DamagedFileError, for the caller to complete, unless every field is right."""
     if sorted(metadata) != sorted(FIELDS):
         raise DamagedFileError(f"has the wrong fields, expected {', '.join(FIELDS)}")
     for name in ("backbone", "norm"):
@@ -170,21 +166,27 @@ def _judge(metadata: Mapping[str, Any]) -> None:
         if not isinstance(metadata[name], dict):
             raise DamagedFileError(f"has {name} that are no mapping")
     _judge_preprocessing(metadata["preprocessing"])
+    try:
+        return Method.from_json(metadata["method"]["parts"])
+    except (InputError, TypeError, KeyError, AttributeError) as error:  # whatever shape of JSON it is
+        raise DamagedFileError("has a method that this version does not know") from error
 
 
 def _judge_preprocessing(values: Mapping[str, Any]) -> None:
-    resolution = values.get("resolution")
+    if sorted(values) != ["crop_fraction", "interpolation", "mean", "resolution", "std"]:
+        raise DamagedFileError("has preprocessing of other fields than those of a Preprocessing")
+    resolution = values["resolution"]
     if type(resolution) is not int or not 1 <= resolution <= 4096:
         raise DamagedFileError("has a resolution that is not 1 to 4096 pixels")
     for name in ("mean", "std"):
-        value = values.get(name)
+        value = values[name]
         if not (isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))):
             raise DamagedFileError(f"has a {name} that is not three numbers")
     if not all(value > 0 for value in values["std"]):
         raise DamagedFileError("has a std that is not above 0")
-    if not _is_name(values.get("interpolation")):
+    if not _is_name(values["interpolation"]):
         raise DamagedFileError("has an interpolation that is no name")
-    fraction = values.get("crop_fraction")
+    fraction = values["crop_fraction"]
     if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise DamagedFileError("has a crop_fraction that is not above 0 and at most 1")
 

@@ -70,6 +70,11 @@ class InvertedResidualNet(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(head_channels, num_classes)
 
+    @property
+    def block_paths(self) -> tuple[str, ...]:
+        """Paths of the inverted-residual blocks, in forward order."""
+        return tuple(f"features.{name}" for name, _ in self.features.named_children() if name.startswith("block"))
+
     def forward(self, input: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, 3, H, W)."""
         features = self.features(input)  # (N, head_channels, H / 32, W / 32)

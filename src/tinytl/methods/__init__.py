@@ -1,6 +1,7 @@
 """Methods: what trains, and the surgery that makes a network train just that."""
 
 from .adaptation import Adaptation, adapt_
+from .calibration import calibrate_
 from .identity import base_hash
 from .method import (
     DESCRIPTIONS,
@@ -40,5 +41,6 @@ __all__ = [
     "Part",
     "adapt_",
     "base_hash",
+    "calibrate_",
     "method",
 ]

@@ -6,6 +6,7 @@ a whole inverted bottleneck is one autograd node. Each module also works alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import cast
 
@@ -108,6 +109,11 @@ class LeanConv2d(LeanModule):
         """One convolution."""
         norm = () if self.norm is None else self.norm.tensors()
         return [(self.op, (self.weight, self.bias, *norm))]
+
+    def without_norm(self) -> Stage:
+        """The convolution alone, as it is before its normalization."""
+        recipe = WeightRecipe(self.op.recipe.standardize)
+        return dataclasses.replace(self.op, recipe=recipe), (self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """The operation's geometry."""
