@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from tinytl.backbones._inverted_residual import InvertedResidualNet
 from tinytl.backbones.proxylessnas import has_lite_modules, proxylessnas_mobile, published_names
 from tinytl.backbones.weights import load_strict_
+from tinytl.methods import METHODS, adapt_
 
 TOLERANCE = 1e-8
 SMALLEST_SHARE = 1e-7
@@ -88,6 +89,30 @@ def stock(model: InvertedResidualNet, method: str, images: Tensor, labels: Tenso
     loss = F.cross_entropy(logits, labels)
     gradients = torch.autograd.grad(loss, list(trained.values()))
     return Outcome(logits.detach(), loss.item(), dict(zip(trained, gradients, strict=True)))
+
+
+LIBRARY_NAMES = {
+    "Last": "ft-last",
+    "TinyTL-B": "tinytl-b",
+    "TinyTL-L": "tinytl-l",
+    "TinyTL-L+B": "tinytl-l+b",
+    "Norm+Last": "ft-norm+last",
+    "Full": "ft-full",
+}
+
+
+def lean(model: InvertedResidualNet, method: str, images: Tensor, labels: Tensor) -> Outcome:
+    """The route of a user: adapt_, then any loop. What trains is adapt_'s own doing; dropout is switched off."""
+    published = published_names(model.state_dict())
+    adaptation = adapt_(model, METHODS[LIBRARY_NAMES[method]], resolution=images.shape[-1])
+    logits = model.eval()(images)
+    loss = F.cross_entropy(logits, labels)
+    loss.backward()
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            gradients[published[adaptation.origins.get(name, name)]] = parameter.grad
+    return Outcome(logits.detach(), loss.item(), gradients)
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -170,7 +195,7 @@ def worst(golden: Mapping[str, Any], method: str, route: Route = stock) -> tuple
     return found[figure], figure
 
 
-ROUTES: dict[str, Route] = {"stock": stock}
+ROUTES: dict[str, Route] = {"stock": stock, "lean": lean}
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

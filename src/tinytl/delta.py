@@ -141,8 +141,8 @@ def apply_delta(model: nn.Module, delta: Delta, adaptation: LearnedBy) -> None:
         )
     if delta.method != adaptation.method:
         raise DeltaError(
-            f"the delta was trained with {delta.method.name}, the model is adapted with {adaptation.method.name}: "
-            "adapt it with the delta's method"
+            f"the delta was trained with {delta.method.name}, the model is adapted "
+            f"with {adaptation.method.name}: adapt it with the delta's method"
         )
     put_tensors(model, delta.tensors, adaptation, "the delta does not fit the model", DeltaError)
 

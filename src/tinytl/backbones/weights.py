@@ -2,7 +2,7 @@
 
 A file is looked for in this order: the path the user gave; the pip package that ships it (found, never
 imported); the cache folder (``$TINYTL_CACHE``, else ``$XDG_CACHE_HOME/tinytl``, else ``~/.cache/tinytl``);
-the mirrors, in turn. Every file but the user's own must have the pinned sha256. A download goes to a
+the mirrors, in turn: first those of ``$TINYTL_MIRRORS`` (base addresses, separated by spaces). Every file but the user's own must have the pinned sha256. A download goes to a
 temporary file beside its destination and is renamed only when its hash is right, so that a cache never holds
 half a file.
 """
@@ -87,7 +87,9 @@ def fetch(source: WeightsSource, path: Path | None = None) -> Path:
             failures.append(f"{place} {candidate}: sha256 {found[:12]}..., expected {source.sha256[:12]}...")
     if packaged is None:
         failures.append(f"package {source.requirement}: not installed")
-    for url in source.urls:
+    name = Path(source.file).name
+    own = [f"{base.rstrip('/')}/{name}" for base in os.environ.get("TINYTL_MIRRORS", "").split()]
+    for url in (*own, *source.urls):
         try:
             return _download(url, source.sha256, cached)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
