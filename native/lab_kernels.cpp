@@ -26,7 +26,7 @@ template <typename T>
 inline bool activate_one(T& v, T lo, T hi, T slope) {
   const bool below = v <= lo;
   const bool above = v >= hi && hi < std::numeric_limits<T>::infinity();
-  if (below) v = lo + slope * (v - lo);
+  if (below) v = slope == T(0) ? lo : lo + slope * (v - lo);  // 0 * -inf is a NaN
   else if (above) v = hi;
   return !below && !above;  // a NaN is neither: it stays, and its gradient passes, as in PyTorch
 }

@@ -1,0 +1,30 @@
+"""Memory: counted by the paper's rule, kept by the operations' rules, measured by the allocator and the system."""
+
+from tinytl.nn.kept import Kept, KeptEntry, kept
+
+from .counted import Counted, count
+from .measured import Measured, Timeline, adam, measure_step, measure_training_step, resident_tensors, training_step
+from .profile import Figures, Profile, profile_step
+from .rss import StepSpec, rss_delta
+from .timeline import draw_timelines
+
+__all__ = [
+    "Counted",
+    "Figures",
+    "Kept",
+    "KeptEntry",
+    "Measured",
+    "Profile",
+    "StepSpec",
+    "Timeline",
+    "adam",
+    "count",
+    "draw_timelines",
+    "kept",
+    "measure_step",
+    "measure_training_step",
+    "profile_step",
+    "resident_tensors",
+    "rss_delta",
+    "training_step",
+]

@@ -103,9 +103,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counted:
     """
     _refuse_unknown(model)
     peak_bits, peak_layer = _peak(_walk(_meta_copy(model), torch.empty(1, *input_shape[1:], device="meta")))
-    parameters = sum(
-        p.numel() * (_TRAINABLE_BYTES if p.requires_grad else _FROZEN_BYTES) for p in model.parameters()
-    )
+    parameters = sum(p.numel() * (_TRAINABLE_BYTES if p.requires_grad else _FROZEN_BYTES) for p in model.parameters())
     # Masks of one image may end in part of a byte; a whole step rounds up once.
     activations = math.ceil(input_shape[0] * peak_bits / 8)
     return Counted(parameters + activations, parameters, activations, peak_layer)

@@ -37,9 +37,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 # What the profiler's C++ writes to the process's stderr; nothing in it asks the user for anything.
-_CHATTER = re.compile(
-    rb"Memory block of unknown size was allocated before the profiling|^USDT:|ActivityProfiler"
-)
+_CHATTER = re.compile(rb"Memory block of unknown size was allocated before the profiling|^USDT:|ActivityProfiler")
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,7 @@ def adam(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=lr, fused=fused)
 
 
-def resident_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, *others: Tensor
-) -> list[Tensor]:
+def resident_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None, *others: Tensor) -> list[Tensor]:
     """Return what is alive between steps: parameters, buffers, the optimizer's state now, and ``others``."""
     state = optimizer.state.values() if optimizer is not None else ()
     return [
@@ -128,9 +124,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def measure_step(
-    step: Callable[[], object], resident: Iterable[Tensor] = (), *, repeats: int = 0
-) -> Measured:
+def measure_step(step: Callable[[], object], resident: Iterable[Tensor] = (), *, repeats: int = 0) -> Measured:
     """Measure one call of ``step``, then time ``repeats`` more.
 
     ``resident`` are the tensors that are alive at the start (:func:`resident_tensors`). Their ``.grad`` is

@@ -93,9 +93,7 @@ def rss_delta(spec: StepSpec, *, timeout_seconds: float = 600.0) -> dict[str, in
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise TinyTLError(
-            f"the resident-set worker took longer than {timeout_seconds:g} s: {spec}"
-        ) from error
+        raise TinyTLError(f"the resident-set worker took longer than {timeout_seconds:g} s: {spec}") from error
     if done.returncode:
         tail = " | ".join(done.stderr.strip().splitlines()[-_STDERR_LINES:]) or "it wrote nothing to stderr"
         raise TinyTLError(f"the resident-set worker ended with status {done.returncode} for {spec}: {tail}")

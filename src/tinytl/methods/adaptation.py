@@ -110,9 +110,7 @@ def adapt_(
         norm = "gn" if any(type(m) is nn.GroupNorm for m in model.modules()) else "bn"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inserted = insert_lite_blocks_(
-                model, new, norm=norm, groups=lite.groups, kernel_size=lite.kernel_size
-            )
+            inserted = insert_lite_blocks_(model, new, norm=norm, groups=lite.groups, kernel_size=lite.kernel_size)
     _freeze_statistics_(model)
     _set_trained_(model, method, paths, classifier)
     _check_layers(model)
@@ -127,9 +125,7 @@ def adapt_(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     delta = [
-        key
-        for key in model.state_dict()
-        if key in trained or key.startswith(tuple(f"{path}." for path in inserted))
+        key for key in model.state_dict() if key in trained or key.startswith(tuple(f"{path}." for path in inserted))
     ]
     return Adaptation(
         method=method,
@@ -225,5 +221,3 @@ def _check_layers(model: nn.Module) -> None:
             raise UnsupportedLayerError(
                 f"{path} ({type(module).__name__}): cannot be adapted exactly; supported layers: {known}"
             )
-
-

@@ -23,7 +23,7 @@ def rows(x: Tensor) -> Tensor:
     if x.dim() == 4:
         n, c, h, w = x.shape
         return x.permute(0, 2, 3, 1).view(n * h * w, c)
-    return x.view(-1, x.shape[-1])
+    return x.view(-1, x.shape[-1] if x.dim() else 1)
 
 
 def from_rows(matrix: Tensor, n: int, h: int, w: int) -> Tensor:

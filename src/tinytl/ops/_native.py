@@ -23,7 +23,17 @@ def _load() -> ctypes.CDLL | None:
             activation.argtypes = [pointer, integer, pointer, real, real, real]
             activation.restype = None
             masked_grad = getattr(library, f"tinytl_masked_grad_{suffix}")
-            masked_grad.argtypes = [pointer, pointer, integer, integer, pointer, real, pointer, integer, pointer]
+            masked_grad.argtypes = [
+                pointer,
+                pointer,
+                integer,
+                integer,
+                pointer,
+                real,
+                pointer,
+                integer,
+                pointer,
+            ]
             masked_grad.restype = None
         return library
     return None

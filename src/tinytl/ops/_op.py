@@ -63,7 +63,13 @@ class Op(ABC):
 
     @abstractmethod
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """Gradients of the input (None unless needed) and of the tensors. `grad` may be overwritten if `owned`."""
 

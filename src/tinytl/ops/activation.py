@@ -38,7 +38,13 @@ class Activation(Op):
         return y, () if mask is None else (mask,)
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """Select by the mask, in place if `owned`."""
         return masked_grad(grad, kept[0], self.slope, want_sum=False, in_place=owned)[0], ()
@@ -63,5 +69,5 @@ def relu6() -> Activation:
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """`x` where positive, `slope * x` elsewhere; `slope` must not be negative zero's business: any finite number."""
+    """`x` where positive, `slope * x` elsewhere; `slope` is any finite number."""
     return Activation(slope=slope)

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._layout import rows
+from ._layout import dense
 from ._op import Gradients, Keeps, Needs, Op, Shape, Tensors
 
 
@@ -31,26 +31,32 @@ class FrozenBatchNorm(Op):
 
     def forward(self, x: Tensor, tensors: Tensors, needs: Needs, owned: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Keeps x only where gamma trains."""
-        rstd, scale = self._scale(tensors, x.dtype)
+        _, scale = self._scale(tensors, x.dtype)
         beta, mean = tensors[1], tensors[2]
         assert mean is not None
         shift = -mean * scale if beta is None else beta - mean * scale
         y = torch.addcmul(_along(shift.to(x.dtype), x), x, _along(scale, x))
-        return y, (x,) if needs.tensors[0] else ()
+        return dense(y), (x,) if needs.tensors[0] else ()
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """See the module's docstring for the maths."""
         rstd, scale = self._scale(tensors, grad.dtype)
         mean = tensors[2]
         assert mean is not None
         grad_gamma = grad_beta = None
-        total = rows(grad).sum(0) if needs.tensors[0] or needs.tensors[1] else None
+        total = _columns(grad).sum(0) if needs.tensors[0] or needs.tensors[1] else None
         if needs.tensors[0]:
             assert total is not None
             # sum g (x - mean) = sum g x - mean sum g: one fused pass, no centred copy of x
-            moment = torch.linalg.vecdot(rows(grad), rows(kept[0]), dim=0)
+            moment = torch.linalg.vecdot(_columns(grad), _columns(kept[0]), dim=0)
             grad_gamma = ((moment - mean * total) * rstd).to(mean.dtype)
         if needs.tensors[1]:
             assert total is not None
@@ -78,3 +84,8 @@ class FrozenBatchNorm(Op):
 def _along(channel: Tensor, like: Tensor) -> Tensor:
     """A per-channel vector shaped to broadcast over `like` (N, C, ...)."""
     return channel.view(1, -1, *(1,) * (like.dim() - 2))
+
+
+def _columns(t: Tensor) -> Tensor:
+    """`t` (N, C, ...) as a matrix (everything else, C); no copy of channels-last images."""
+    return t.movedim(1, -1).reshape(-1, t.shape[1])

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ._eager import eager
 from ._layout import dense
 from ._op import Needs, Op, Shape, Tensors
 from .activation import Activation
@@ -104,7 +105,12 @@ class _Chain(torch.autograd.Function):
 
 
 def _walk_back(
-    line: _Line, grad: Tensor, x_shape: Shape, flat: Tensors, kept: list[tuple[Tensor, ...]], needs: list[Needs]
+    line: _Line,
+    grad: Tensor,
+    x_shape: Shape,
+    flat: Tensors,
+    kept: list[tuple[Tensor, ...]],
+    needs: list[Needs],
 ) -> list[Tensor | None]:
     """Gradients of x and of every tensor of the flat list, last operation first."""
     shapes = line.shapes(x_shape)
@@ -126,7 +132,7 @@ def _walk_back(
     return [travelling if needs[0].x else None, *(g for group in grads for g in group)]
 
 
-@torch.compiler.disable  # its passes are compiled already, and tracing would lose what a chain may overwrite
+@eager
 def chain(x: Tensor, stages: Sequence[Stage], *, recompute: bool | None = None) -> Tensor:
     """Run `x` through `stages` [(operation, its tensors), ...], keeping for backward only what their rules say.
 
@@ -140,12 +146,15 @@ def chain(x: Tensor, stages: Sequence[Stage], *, recompute: bool | None = None) 
     """
     stages = fuse(stages)
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if autocast and x.dtype != torch.float64:  # which PyTorch's own autocast leaves alone as well
         x = x.to(torch.get_autocast_dtype(kind))
     return _run(x, stages, recompute)
 
 
 def _run(x: Tensor, stages: list[Stage], recompute: bool | None) -> Tensor:
+    if not stages:
+        return x
     x = dense(x)
     observer = _observer.get()
     if observer is not None:
@@ -196,7 +205,12 @@ class ChainKeeps:
 
 
 def chain_keeps(
-    x_shape: Shape, dtype: torch.dtype, stages: Sequence[Stage], *, x_needs: bool, recompute: bool | None = None
+    x_shape: Shape,
+    dtype: torch.dtype,
+    stages: Sequence[Stage],
+    *,
+    x_needs: bool,
+    recompute: bool | None = None,
 ) -> list[ChainKeeps]:
     """The rule of a whole chain of fused `stages` without running it: all that it keeps for backward.
 

@@ -73,9 +73,7 @@ class _Plan:
 def _plan(x_shape: Shape, kernel: Pair, op: Conv2d) -> _Plan:
     symmetric, grow, pad = [0, 0], [(0, 0), (0, 0)], [(0, 0), (0, 0)]
     for axis in (0, 1):
-        before, after = op.padding.along(
-            axis, x_shape[2 + axis], kernel[axis], op.stride[axis], op.dilation[axis]
-        )
+        before, after = op.padding.along(axis, x_shape[2 + axis], kernel[axis], op.stride[axis], op.dilation[axis])
         if before == after or op.dilation[axis] == 1:
             symmetric[axis] = max(before, after)
             grow[axis] = (max(after - before, 0), max(before - after, 0))
@@ -123,7 +121,13 @@ class Conv2d(Op):
         return y, kept
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """See the module's docstring for the maths."""
         wants_weight = self.recipe.moves_weight(needs.tensors)
@@ -157,9 +161,7 @@ class Conv2d(Op):
             - (self.dilation[a] * (weight.shape[2 + a] - 1) + 1)
             for a in (0, 1)
         ]
-        full = F.conv_transpose2d(
-            grad, weight, None, self.stride, plan.symmetric, rest, self.groups, self.dilation
-        )
+        full = F.conv_transpose2d(grad, weight, None, self.stride, plan.symmetric, rest, self.groups, self.dilation)
         if any(plan.pad):
             full = full[:, :, top : top + x_shape[2], left : left + x_shape[3]]
         return dense(full)

@@ -81,7 +81,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def frozen_batch_norm(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Batch norm by fixed statistics; keeps `x` where `weight` (the scale) requires a gradient."""
     return chain(x, [(FrozenBatchNorm(eps), (weight, bias, mean, var))])

@@ -35,13 +35,18 @@ class GroupNorm(Op):
         """Keeps x, and mean and rstd (N, groups), where anything at or before it trains but beta."""
         gamma, beta = (None if t is None else t.to(x.dtype) for t in tensors)
         n, c = x.shape[:2]
-        y, mean, rstd = torch.native_group_norm(
-            x, gamma, beta, n, c, math.prod(x.shape[2:]), self.groups, self.eps
-        )
+        sides = math.prod(x.shape[2:])
+        y, mean, rstd = torch.native_group_norm(_operand(x), gamma, beta, n, c, sides, self.groups, self.eps)
         return dense(y), (x, mean, rstd) if self._needs_input(needs) else ()
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """See the module's docstring for the maths."""
         if not self._needs_input(needs):
@@ -52,7 +57,7 @@ class GroupNorm(Op):
         gamma = tensors[0]
         n, c = x_shape[:2]
         grad_x, *rest = torch.ops.aten.native_group_norm_backward(
-            *(grad, x, mean, rstd, None if gamma is None else gamma.to(x.dtype)),
+            *(_operand(grad), _operand(x), mean, rstd, None if gamma is None else gamma.to(x.dtype)),
             *(n, c, math.prod(x_shape[2:]), self.groups, [True, *needs.tensors]),
         )  # channels-last, the operator crashes unless the input's gradient is asked for (torch 2.13, CPU)
         grads = [
@@ -74,3 +79,8 @@ class GroupNorm(Op):
         if not self._needs_input(needs):
             return NOTHING
         return Keeps(input=True, extra_bytes=2 * x_shape[0] * self.groups * dtype.itemsize, extra="statistics")
+
+
+def _operand(t: Tensor) -> Tensor:
+    """As PyTorch's operator takes it: channels-last on the CPU only, elsewhere (CUDA) with channels outermost."""
+    return t if t.device.type == "cpu" else t.contiguous()

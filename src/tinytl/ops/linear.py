@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._layout import dense
 from ._op import Gradients, Keeps, Needs, Op, Shape, Tensors
 
 
@@ -29,10 +30,16 @@ class Linear(Op):
         weight, bias = tensors
         assert weight is not None
         y = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        return y, (x,) if needs.tensors[0] else ()
+        return dense(y), (x,) if needs.tensors[0] else ()
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """See the module's docstring for the maths."""
         weight = tensors[0]
@@ -40,7 +47,7 @@ class Linear(Op):
         flat = grad.reshape(-1, grad.shape[-1])
         grad_weight = torch.mm(flat.t(), kept[0].reshape(-1, x_shape[-1])) if needs.tensors[0] else None
         grad_bias = flat.sum(0) if needs.tensors[1] else None
-        grad_x = torch.matmul(grad, weight.to(grad.dtype)) if needs.x else None
+        grad_x = dense(torch.matmul(grad, weight.to(grad.dtype))) if needs.x else None
         return grad_x, tuple(None if g is None else g.to(weight.dtype) for g in (grad_weight, grad_bias))
 
     def out_shape(self, x_shape: Shape) -> Shape:

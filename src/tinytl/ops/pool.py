@@ -38,7 +38,13 @@ class AvgPool2d(Op):
         return dense(F.avg_pool2d(x, *self._options())), ()
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """Spread over the windows; the stand-in for x has its shape and one element of memory."""
         stand_in = grad.new_empty(1).expand(x_shape)
@@ -64,7 +70,13 @@ class GlobalMean(Op):
         return x.mean((2, 3), keepdim=self.keep_dims), ()
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """Every pixel gets the same share."""
         share = grad / (x_shape[2] * x_shape[3])

@@ -1,6 +1,6 @@
 """Bilinear upsampling (corners not aligned). Kept: nothing, it is linear with fixed coefficients.
 
-    y = U x        dL/dx = U^T dL/dy
+y = U x        dL/dx = U^T dL/dy
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ class UpsampleBilinear(Op):
         return dense(F.interpolate(x, self.size, mode="bilinear", align_corners=False)), ()
 
     def backward(
-        self, grad: Tensor, x_shape: Shape, tensors: Tensors, kept: tuple[Tensor, ...], needs: Needs, owned: bool
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
         """The transposed interpolation."""
         if x_shape[2:] == self.size:

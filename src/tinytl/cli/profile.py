@@ -1,0 +1,90 @@
+"""`tinytl profile`: where the bytes of one training step go."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+
+def profile(
+    backbone: Annotated[str, typer.Option(help="See `tinytl backbones`.")] = "proxylessnas_mobile",
+    method: Annotated[str, typer.Option(help="See `tinytl methods`.")] = "tinytl-l+b",
+    resolution: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
+    micro_batch: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
+    classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 102,
+    norm: Annotated[str, typer.Option(help="bn or gn.")] = "bn",
+    last_blocks: Annotated[int, typer.Option(help="Also train the last K blocks in full.")] = 0,
+    compare: Annotated[str | None, typer.Option(help="`stock`: the same step in plain PyTorch too.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed steps; 0: none.")] = 5,
+    rss: Annotated[bool, typer.Option(help="Start fresh processes to read the resident set.")] = True,
+    threads: Annotated[int | None, typer.Option(help="Threads that compute.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also show what each layer keeps.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Profile one training step: counted, kept and measured memory, and its time."""
+    from tinytl.errors import InputError, UnknownNameError
+    from tinytl.memory import StepSpec, profile_step
+
+    if compare not in (None, "stock"):
+        raise UnknownNameError("comparison", compare, ("stock",))
+    if repeats < 0:
+        raise InputError(f"--repeats {repeats}: expected 0 or more")
+    spec = StepSpec(
+        backbone=backbone,
+        method=method,
+        norm=norm,  # pyright: ignore[reportArgumentType]  (load refuses other names)
+        resolution=resolution,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        classes=classes,
+        last_blocks=last_blocks,
+        threads=threads,
+    )
+    found = profile_step(spec, compare_stock=compare == "stock", repeats=repeats, rss=rss)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    _print(found, layers)
+
+
+def _print(found: Any, layers: bool) -> None:
+    from tinytl.report import Column, table
+
+    spec, console = found.spec, Console()
+    console.print(
+        f"{spec.backbone} ({spec.norm}), {found.adaptation.method.name}, {spec.resolution} px, batch {spec.batch_size}"
+        + (f" as micro-batches of {spec.micro_batch}" if spec.micro_batch else "")
+        + f", {spec.classes} classes"
+    )
+    rows = [
+        {"what": "counted by the paper's rule", "lean": found.counted.total_bytes, "stock": None},
+        {"what": "kept for backward, by the operations' rules", "lean": found.kept.total_bytes, "stock": None},
+    ]
+    lean, stock = found.lean, found.stock
+    for what, figure in (
+        ("measured: what the step adds, at its peak", lambda f: f.measured.step_peak_bytes),
+        ("measured: all live tensors, at the peak", lambda f: f.measured.peak_bytes),
+        ("measured: growth of a fresh process", lambda f: f.rss_delta_bytes),
+    ):
+        rows.append({"what": what, "lean": figure(lean), "stock": None if stock is None else figure(stock)})
+    columns = [Column("what", "memory"), Column("lean", "lean", "MB", 2)]
+    columns += [] if stock is None else [Column("stock", "stock PyTorch", "MB", 2)]
+    console.print(table(rows, columns))
+    for name, figures in (("lean", lean), ("stock", stock)):
+        if figures is not None and figures.step_seconds is not None and figures.spread is not None:
+            low, high = figures.spread
+            console.print(
+                f"{name}: {figures.step_seconds * 1e3:.0f} ms a step "
+                f"({low * 1e3:.0f} to {high * 1e3:.0f}), {figures.layout}"
+            )
+    if not found.compiled:
+        console.print("The compiled passes are missing: build with a C++ compiler to be faster (same results).")
+    if layers:
+        entries = [{"layer": e.layer, "what": e.what, "bytes": e.bytes} for e in found.kept.entries]
+        console.print(
+            table(entries, [Column("layer", "layer"), Column("what", "keeps"), Column("bytes", "MB", "MB", 3)])
+        )

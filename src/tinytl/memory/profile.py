@@ -1,0 +1,215 @@
+"""One training step of one method, every figure about it: counted, kept, measured, and stock PyTorch beside it.
+
+Stock is the same method in plain PyTorch (`adapt_(..., lean=False)`): same parameters train, same frozen statistics.
+It is measured in both memory layouts and the better of each figure is reported, so that the comparison is with stock
+at its best. What is compared is timed in turns, so that a machine that slows down slows down for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinytl.backbones import load
+from tinytl.errors import InputError
+from tinytl.methods import Adaptation, adapt_, method
+from tinytl.nn.kept import Kept, kept
+from tinytl.ops._native import KERNELS
+
+from .counted import Counted, count
+from .measured import Measured, adam, measure_step, resident_tensors, training_step
+from .rss import StepSpec, rss_delta
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network ready to take the step, in one memory layout."""
+
+    name: str
+    step: Callable[[], None]
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one engine measured.
+
+    Attributes:
+        measured: bytes of the layout with the lower peak.
+        step_seconds: median of the layout with the lower median.
+        spread: (fastest, slowest) repeat of that layout.
+        layout: that layout.
+        rss_delta_bytes: what the process grew by during its first step, in a fresh process; None where the system
+            does not tell, or where it was not asked for.
+    """
+
+    measured: Measured
+    step_seconds: float | None
+    spread: tuple[float, float] | None
+    layout: str
+    rss_delta_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the command line prints it."""
+        return {
+            "peak_bytes": self.measured.peak_bytes,
+            "step_peak_bytes": self.measured.step_peak_bytes,
+            "resident_bytes": self.measured.resident_bytes,
+            "rss_delta_bytes": self.rss_delta_bytes,
+            "step_seconds": self.step_seconds,
+            "step_seconds_spread": None if self.spread is None else list(self.spread),
+            "layout": self.layout,
+        }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All figures of one step.
+
+    Attributes:
+        spec: the step.
+        counted: by the paper's rule.
+        kept: by the operations' rules, for one micro-batch.
+        adaptation: what adapt_ did.
+        lean, stock: measured; stock only where it was asked for.
+        compiled: whether the compiled passes were there.
+    """
+
+    spec: StepSpec
+    counted: Counted
+    kept: Kept
+    adaptation: Adaptation
+    lean: Figures
+    stock: Figures | None
+    compiled: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As `tinytl profile --json` prints it; all bytes and seconds."""
+        found: dict[str, Any] = {
+            **{key: value for key, value in dataclasses.asdict(self.spec).items() if key != "lean"},
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "compiled_passes": self.compiled,
+            "counted": self.counted.total_bytes,
+            "counted_detail": dataclasses.asdict(self.counted),
+            "kept_bytes": self.kept.total_bytes,
+            "gradient_bytes": self.adaptation.trained_elements * 4,
+            "trained_elements": self.adaptation.trained_elements,
+            "frozen_elements": self.adaptation.frozen_elements,
+            "measured": self.lean.to_json(),
+        }
+        if self.stock is not None:
+            found["stock"] = {"measured": self.stock.to_json()}
+        return found
+
+
+def profile_step(spec: StepSpec, *, compare_stock: bool = False, repeats: int = 5, rss: bool = True) -> Profile:
+    """Take the step of `spec` and gather its figures. Weights and images are random, which no figure depends on.
+
+    Args:
+        spec: the step; its `lean` is ignored.
+        compare_stock: measure stock PyTorch too, in turns.
+        repeats: timed steps of each candidate, after one that warms up and one that is watched; 0: no times.
+        rss: also start a fresh process for each engine to read its resident set.
+
+    Raises:
+        InputError: unknown names, or numbers that cannot be.
+    """
+    _check(spec)
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    counted = count(_network(replace(spec, lean=False))[0], _shape(spec, spec.batch_size))
+    model, adaptation = _network(replace(spec, lean=True))
+    size = min(spec.micro_batch or spec.batch_size, spec.batch_size)
+    ledger = kept(model, _shape(spec, size))
+    lean = [_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
+    stock = []
+    if compare_stock:
+        for layout, memory_format in LAYOUTS.items():
+            other = replace(spec, lean=False)
+            stock.append(_candidate(layout, _network(other)[0], other, memory_format))
+    seconds = _in_turns([*lean, *stock], repeats)
+    return Profile(
+        spec=spec,
+        counted=counted,
+        kept=ledger,
+        adaptation=adaptation,
+        lean=_figures(lean, seconds[:1], _rss(replace(spec, lean=True), rss)),
+        stock=_figures(stock, seconds[1:], _rss(replace(spec, lean=False), rss)) if stock else None,
+        compiled=KERNELS is not None,
+    )
+
+
+def _check(spec: StepSpec) -> None:
+    smallest = {"resolution": 32, "batch_size": 1, "classes": 1, "last_blocks": 0}
+    for name, least in smallest.items():
+        if getattr(spec, name) < least:
+            raise InputError(f"{name} is {getattr(spec, name)}: expected {least} or more")
+    if spec.micro_batch is not None and spec.micro_batch < 1:
+        raise InputError(f"micro_batch is {spec.micro_batch}: expected 1 or more")
+
+
+def _shape(spec: StepSpec, images: int) -> tuple[int, int, int, int]:
+    return images, 3, spec.resolution, spec.resolution
+
+
+def _network(spec: StepSpec) -> tuple[nn.Module, Adaptation]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load(spec.backbone, pretrained=False, norm=spec.norm, num_classes=spec.classes).model
+    chosen = method(spec.method, last_blocks=spec.last_blocks)
+    adaptation = adapt_(model, chosen, resolution=spec.resolution, lean=spec.lean)
+    return model.train(), adaptation
+
+
+def _batch(spec: StepSpec, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_shape(spec, spec.batch_size), generator=generator)
+    labels = torch.randint(spec.classes, (spec.batch_size,), generator=generator)
+    return images.contiguous(memory_format=memory_format), labels
+
+
+def _candidate(name: str, model: nn.Module, spec: StepSpec, memory_format: torch.memory_format) -> Candidate:
+    if not spec.lean:
+        model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    images, labels = _batch(spec, memory_format)
+    optimizer = adam(model)
+    step = training_step(model, images, labels, optimizer, spec.micro_batch)
+    step()  # so that the optimizer's state is there
+    return Candidate(name, step, measure_step(step, resident_tensors(model, optimizer, images, labels)))
+
+
+def _in_turns(candidates: list[Candidate], repeats: int) -> list[list[float]]:
+    """Seconds of each repeat of each candidate, taken in turns after one turn that is not counted."""
+    seconds: list[list[float]] = [[] for _ in candidates]
+    for turn in range(repeats + 1 if repeats else 0):
+        for mine, candidate in zip(seconds, candidates, strict=True):
+            start = time.perf_counter()
+            candidate.step()
+            if turn:
+                mine.append(time.perf_counter() - start)
+    return seconds
+
+
+def _figures(candidates: list[Candidate], seconds: list[list[float]], rss_bytes: int | None) -> Figures:
+    lowest = min(candidates, key=lambda candidate: candidate.measured.step_peak_bytes)
+    if not seconds[0]:
+        return Figures(lowest.measured, None, None, lowest.name, rss_bytes)
+    medians = [statistics.median(times) for times in seconds]
+    fastest = medians.index(min(medians))
+    spread = (min(seconds[fastest]), max(seconds[fastest]))
+    return Figures(lowest.measured, medians[fastest], spread, candidates[fastest].name, rss_bytes)
+
+
+def _rss(spec: StepSpec, wanted: bool) -> int | None:
+    found = rss_delta(spec) if wanted else None
+    return None if found is None else int(found["rss_delta_bytes"])
