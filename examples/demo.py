@@ -87,8 +87,8 @@ def main() -> None:
         table(rows, COLUMNS, f"{BACKBONE} on elpv, {RESOLUTION} px, batch 8, {EPOCHS} epochs"), soft_wrap=True
     )
     console.print(
-        "counted: the paper's rule. kept: for backward, by the operations' rules. measured: all live tensor bytes at the\n"
-        "peak of a training step (weights, gradients, optimizer state, input included). See docs/measuring.md.",
+        "counted: the paper's rule. kept: for backward, by the operations' rules. measured: all live tensor bytes at\n"
+        "the peak of a training step (weights, gradients, optimizer state, input included). See docs/measuring.md.",
         highlight=False,
     )
     last = profiles[METHODS[-1]]

@@ -178,6 +178,10 @@ def train(
             tell(note)
     settings = _settings(prepared)
     if not resume:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the folder {out}: {error.strerror}; give another with --out") from error
         write_bytes(out / "run.json", json.dumps(settings, indent=2).encode() + b"\n")
     checkpointer = Checkpointer(checkpoint_path, prepared.model, prepared.adaptation, settings)
     at = checkpointer.load() if resume else None

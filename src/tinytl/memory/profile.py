@@ -131,13 +131,11 @@ def profile_step(spec: StepSpec, *, compare_stock: bool = False, repeats: int = 
     model, adaptation = _network(replace(spec, lean=True))
     size = min(spec.micro_batch or spec.batch_size, spec.batch_size)
     ledger = kept(model, _shape(spec, size))
-    lean = [_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
-    stock = []
+    lean = [_make_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
+    stock: list[Candidate] = []
     if compare_stock:
-        for layout, memory_format in LAYOUTS.items():
-            other = replace(spec, lean=False)
-            stock.append(_candidate(layout, _network(other)[0], other, memory_format))
-    seconds = _in_turns([*lean, *stock], repeats)
+        stock = [candidate(replace(spec, lean=False), layout) for layout in stock_layouts(spec)]
+    seconds = in_turns([*lean, *stock], repeats)
     return Profile(
         spec=spec,
         counted=counted,
@@ -178,7 +176,21 @@ def _batch(spec: StepSpec, memory_format: torch.memory_format) -> tuple[Tensor, 
     return images.contiguous(memory_format=memory_format), labels
 
 
-def _candidate(name: str, model: nn.Module, spec: StepSpec, memory_format: torch.memory_format) -> Candidate:
+def stock_layouts(spec: StepSpec) -> list[str]:
+    """The layouts in which stock PyTorch can take the step.
+
+    Not channels-last with group norm: torch 2.13's CPU kernel of its backward crashes the process where the norm trains
+    and its input needs no gradient, as behind a frozen first convolution.
+    """
+    return [name for name in LAYOUTS if spec.norm != "gn" or name == "contiguous"]
+
+
+def candidate(spec: StepSpec, layout: str) -> Candidate:
+    """The step of `spec` (lean or stock, as it says) in one of `LAYOUTS`, warmed up and watched once."""
+    return _make_candidate(layout, _network(spec)[0], spec, LAYOUTS[layout])
+
+
+def _make_candidate(name: str, model: nn.Module, spec: StepSpec, memory_format: torch.memory_format) -> Candidate:
     if not spec.lean:
         model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     images, labels = _batch(spec, memory_format)
@@ -188,7 +200,7 @@ def _candidate(name: str, model: nn.Module, spec: StepSpec, memory_format: torch
     return Candidate(name, step, measure_step(step, resident_tensors(model, optimizer, images, labels)))
 
 
-def _in_turns(candidates: list[Candidate], repeats: int) -> list[list[float]]:
+def in_turns(candidates: list[Candidate], repeats: int) -> list[list[float]]:
     """Seconds of each repeat of each candidate, taken in turns after one turn that is not counted."""
     seconds: list[list[float]] = [[] for _ in candidates]
     for turn in range(repeats + 1 if repeats else 0):

@@ -25,6 +25,7 @@ from tinytl.nn.lean import (
     LeanLiteBlock,
     LeanResidual,
     LeanSequential,
+    is_hooked,
 )
 from tinytl.nn.lite_residual import LiteBlock
 from tinytl.ops.activation import Activation
@@ -53,7 +54,11 @@ class Lowering:
     def run(self, module: nn.Module, path: str = "") -> nn.Module:
         """The lean form of `module`, whose children are lowered in place."""
         if id(module) not in self._done:
-            self._done[id(module)] = self._lower(module, path)
+            lean = self._lower(module, path)
+            if lean is not module:
+                _refuse_hooks(module, path)
+                lean.training = module.training  # its own alone: a child may be in another mode
+            self._done[id(module)] = lean
         return self._done[id(module)]
 
     def _lower(self, module: nn.Module, path: str) -> nn.Module:
@@ -65,30 +70,29 @@ class Lowering:
         make = _LEAVES.get(kind)
         if make is not None:
             return make(module, path)
-        for name, child in list(module.named_children()):
+        for name, child in _children(module):
             setattr(module, name, self.run(child, _join(path, name)))
-        if kind is Residual:
-            return LeanResidual(module).train(module.training)
-        if kind is LiteBlock:
-            return LeanLiteBlock(module).train(module.training)
+        if isinstance(module, Residual) and kind is Residual:
+            return LeanResidual(module)
+        if isinstance(module, LiteBlock) and kind is LiteBlock:
+            return LeanLiteBlock(module)
         return module
 
     def _sequential(self, module: nn.Module, path: str) -> nn.Module:
         children: OrderedDict[str, nn.Module] = OrderedDict()
-        entries = list(module.named_children())
+        entries = _children(module)
         at = 0
         while at < len(entries):
             name, child = entries[at]
             follower = entries[at + 1] if at + 1 < len(entries) else None
             if follower is not None and _folds(child, follower[1]):
                 children[name] = self._convolution(child, _join(path, name), follower[1], _join(path, follower[0]))
-                at += 1  # the normalization is part of the convolution now
+                children[follower[0]] = nn.Identity().train(follower[1].training)  # every layer keeps its number
+                at += 1
             else:
                 children[name] = self.run(child, _join(path, name))
             at += 1
-        lean = LeanSequential(children)
-        lean.training = module.training
-        return lean
+        return LeanSequential(children)
 
     def _convolution(self, conv: Any, path: str, norm: Any = None, norm_path: str = "") -> nn.Module:
         if conv.padding_mode != "zeros":
@@ -99,13 +103,28 @@ class Lowering:
         lean = LeanConv2d(conv, norm)
         lean.training = conv.training
         if norm is not None:
+            _refuse_hooks(conv, path)
+            _refuse_hooks(norm, norm_path)
             self.folded.append(norm_path)
-            if lean.norm is None:
-                self.origins[f"{path}.bias"] = f"{norm_path}.bias"
-            else:
-                for name in ("weight", "bias", "running_mean", "running_var"):
+            if lean.norm is not None:
+                for name in lean.norm.state_dict():
                     self.origins[f"{path}.norm.{name}"] = f"{norm_path}.{name}"
+            elif norm.bias is not None:
+                self.origins[f"{path}.bias"] = f"{norm_path}.bias"
         return lean
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All children by name. (`named_children` leaves out a module that it has named before.)"""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
+def _refuse_hooks(module: nn.Module, path: str) -> None:
+    if is_hooked(module):
+        raise UnsupportedLayerError(
+            f"{path} ({type(module).__name__}): has hooks, which its lean form would lose (weight_norm and pruning "
+            "use them too): remove them, adapt, and register them again"
+        )
 
 
 def _folds(conv: nn.Module, norm: nn.Module) -> bool:
@@ -140,7 +159,7 @@ def _average_pool(module: Any, path: str) -> nn.Module:
 
 
 def _dropout(module: Any, path: str) -> nn.Module:
-    return ImageDropout(module.p).train(module.training)
+    return ImageDropout(module.p)
 
 
 def _same(module: nn.Module, path: str) -> nn.Module:

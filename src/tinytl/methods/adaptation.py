@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from tinytl.errors import InputError, UnsupportedLayerError
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d
-from tinytl.nn.kept import kept
+from tinytl.nn.kept import kept, meta_copy
+from tinytl.nn.lean import ImageDropout, LeanLiteBlock, LeanModule, LeanResidual, LeanSequential
 from tinytl.nn.lite_residual import LiteBlock, insert_lite_blocks_
 
 from ._lowering import BATCH_NORMS, NORMS, SUPPORTED_LEAVES, Lowering
 from .identity import base_hash
-from .method import Bias, Full, LastBlocks, LiteResidual, Method, Norm
+from .method import Bias, Full, LastBlocks, LiteResidual, Method, Norm, Part
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Adaptation:
 
 def adapt_(
     model: nn.Module,
-    method: Method,
+    method: Method | Part,
     *,
     blocks: Sequence[str] | None = None,
     classifier: str = "classifier",
@@ -86,7 +88,7 @@ def adapt_(
 
     Args:
         model: a network whose layers are supported ones; batch norm must have running statistics.
-        method: what trains.
+        method: what trains; a single part is a method too.
         blocks: paths of its blocks in forward order, the first of which gets no lite module; by default what the
             network says of itself (`model.block_paths`).
         classifier: path of the classifier, which trains in every method.
@@ -95,33 +97,27 @@ def adapt_(
         seed: of the lite modules' random weights.
 
     Raises:
-        InputError: no such classifier or block; more last blocks than there are; a model that is adapted already.
-        UnsupportedLayerError: a layer that cannot be made lean stands where a gradient flows; it is named.
+        InputError: no such classifier or block; more last blocks than there are; a model that is adapted already, or
+            that does not run on images of `resolution`.
+        UnsupportedLayerError: a layer that cannot be made lean stands where a gradient flows (it is named), or one
+            whose statistics cannot be frozen, or one with hooks that would be lost.
+
+    Whatever is raised, the model is as it was.
     """
+    method = method if isinstance(method, Method) else Method((method,))
     paths = _block_paths(model, blocks, method)
-    if not _has(model, classifier):
-        raise InputError(f"no classifier at {classifier!r}: give its path in the network with classifier=")
+    _check_ready(model, classifier)
     identity = base_hash(model, exclude=(f"{classifier}.",))
-    existing = {name for name, module in model.named_modules() if type(module) is LiteBlock}
-    inserted: list[str] = []
-    lite = method.part(LiteResidual)
-    new = [path for path in paths[1:] if path not in existing] if lite is not None else []
-    if new:
-        norm = "gn" if any(type(m) is nn.GroupNorm for m in model.modules()) else "bn"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inserted = insert_lite_blocks_(model, new, norm=norm, groups=lite.groups, kernel_size=lite.kernel_size)
-    _freeze_statistics_(model)
-    _set_trained_(model, method, paths, classifier)
-    _check_layers(model)
-    lowering = Lowering()
+    # First on a copy without memory: what is refused is refused there, and leaves the network as it was.
+    ghost = meta_copy(model)
+    _prepare_(ghost, method, paths, classifier, seed)
+    _check_flow(ghost, resolution)
+    kept_bytes = None
     if lean:
-        lowered = lowering.run(model)
-        if lowered is not model:
-            raise InputError(
-                f"the network is a bare {type(model).__name__}: expected one inside a module of its own, "
-                "so that it can be changed in place"
-            )
+        _lower_(ghost)
+        kept_bytes = kept(ghost, (1, 3, resolution, resolution)).total_bytes
+    inserted = _prepare_(model, method, paths, classifier, seed)
+    lowering = _lower_(model) if lean else Lowering()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     delta = [
@@ -136,11 +132,37 @@ def adapt_(
         inserted=tuple(inserted),
         delta_keys=tuple(delta),
         origins=lowering.origins,
-        kept_bytes_per_image=kept(model, (1, 3, resolution, resolution)).total_bytes if lean else None,
+        kept_bytes_per_image=kept_bytes,
         resolution=resolution,
         trained_elements=sum(p.numel() for p in trained.values()),
         frozen_elements=sum(p.numel() for p in frozen.values()),
     )
+
+
+def _prepare_(model: nn.Module, method: Method, paths: list[str], classifier: str, seed: int) -> list[str]:
+    """Insert lite residual modules, freeze statistics, say what trains; the paths of what was inserted."""
+    existing = {name for name, module in model.named_modules() if type(module) is LiteBlock}
+    inserted: list[str] = []
+    lite: LiteResidual | None = method.part(LiteResidual)
+    new = [path for path in paths[1:] if path not in existing]
+    if lite is not None and new:
+        norm = "gn" if any(type(m) is nn.GroupNorm for m in model.modules()) else "bn"
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the CUDA generators as well
+            inserted = insert_lite_blocks_(model, new, norm=norm, groups=lite.groups, kernel_size=lite.kernel_size)
+    _freeze_statistics_(model)
+    _set_trained_(model, method, paths, classifier)
+    return inserted
+
+
+def _lower_(model: nn.Module) -> Lowering:
+    lowering = Lowering()
+    if lowering.run(model) is not model:
+        raise InputError(
+            f"the network is a bare {type(model).__name__}: expected one inside a module of its own, "
+            "so that it can be changed in place"
+        )
+    return lowering
 
 
 def _has(model: nn.Module, path: str) -> bool:
@@ -168,10 +190,13 @@ def _block_paths(model: nn.Module, blocks: Sequence[str] | None, method: Method)
 
 
 def _freeze_statistics_(model: nn.Module) -> None:
+    frozen: dict[int, FrozenStatsBatchNorm2d] = {}  # a batch norm used in two places stays one module
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) in BATCH_NORMS:
-                setattr(module, name, FrozenStatsBatchNorm2d.of(child))  # pyright: ignore[reportArgumentType]
+        for name, child in list(module._modules.items()):
+            if isinstance(child, nn.BatchNorm2d) and type(child) is nn.BatchNorm2d:
+                if id(child) not in frozen:
+                    frozen[id(child)] = FrozenStatsBatchNorm2d.of(child)
+                setattr(module, name, frozen[id(child)])
 
 
 def _set_trained_(model: nn.Module, method: Method, paths: list[str], classifier: str) -> None:
@@ -209,15 +234,71 @@ def _train_from_(model: nn.Module, path: str) -> None:
             parameter.requires_grad_()
 
 
-def _check_layers(model: nn.Module) -> None:
-    """Refuse what cannot be made lean where a gradient flows: behind anything that trains, or training itself."""
-    trains = False
+def _check_ready(model: nn.Module, classifier: str) -> None:
+    """Refuse what can be seen without running the network."""
+    if not classifier or not _has(model, classifier):
+        raise InputError(f"no classifier at {classifier!r}: give its path in the network with classifier=")
+    if not any(True for _ in model.get_submodule(classifier).parameters()):
+        raise InputError(f"the classifier at {classifier!r} has no parameters: give the path of one that has")
     for path, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, _ADAPTED):
+            raise InputError(f"the network is adapted already ({path} is a {kind}): adapt a fresh copy of its base")
+        if not isinstance(module, _NormBase):
+            continue
+        if type(module) in BATCH_NORMS and module.running_mean is None:
+            raise UnsupportedLayerError(
+                f"{path} ({kind}): has no running statistics and normalizes by the batch that it sees; "
+                "train the network with track_running_stats=True"
+            )
+        if type(module) not in BATCH_NORMS and module.running_mean is not None:
+            raise UnsupportedLayerError(
+                f"{path} ({kind}): its statistics would change in training, only those of a plain BatchNorm2d can "
+                "be frozen; replace it by one"
+            )
+
+
+def _check_flow(ghost: nn.Module, resolution: int) -> None:
+    """Refuse a layer that is not a supported one where a gradient flows, seen by running the meta copy."""
+
+    def refuse(path: str, module: nn.Module) -> None:
+        known = ", ".join(sorted(kind.__name__ for kind in SUPPORTED_LEAVES))
+        raise UnsupportedLayerError(
+            f"{path} ({type(module).__name__}): cannot be adapted exactly; supported layers: {known}"
+        )
+
+    handles = []
+    for path, module in ghost.named_modules():
         own = list(module.parameters(recurse=False))
         leaf = not any(True for _ in module.children())
-        trains = trains or any(p.requires_grad for p in own)
-        if (leaf or own) and type(module) not in SUPPORTED_LEAVES and trains:
-            known = ", ".join(sorted(kind.__name__ for kind in SUPPORTED_LEAVES))
-            raise UnsupportedLayerError(
-                f"{path} ({type(module).__name__}): cannot be adapted exactly; supported layers: {known}"
-            )
+        if type(module) in SUPPORTED_LEAVES or type(module) is nn.Sequential or not (leaf or own):
+            continue
+        if any(p.requires_grad for p in own):
+            refuse(path, module)
+
+        def watch(module: nn.Module, args: object, output: object, path: str = path) -> None:
+            found = output.values() if isinstance(output, dict) else output
+            tensors = found if isinstance(found, Iterable) and not isinstance(found, torch.Tensor) else (found,)
+            if any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
+                refuse(path, module)
+
+        handles.append(module.register_forward_hook(watch))
+    try:
+        with torch.enable_grad():
+            ghost.train()(torch.empty((1, 3, resolution, resolution), dtype=_kind(ghost), device="meta"))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"the network does not run on an image (1, 3, {resolution}, {resolution}): {type(error).__name__}: "
+            f"{first}; give the side that it takes with resolution="
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kind(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.float32)
+
+
+_ADAPTED = (LeanModule, LeanSequential, LeanResidual, LeanLiteBlock, ImageDropout, FrozenStatsBatchNorm2d)

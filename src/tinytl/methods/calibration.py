@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinytl.nn.lean import LeanConv2d, LeanLiteBlock
+from tinytl.errors import InputError
+from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d
+from tinytl.nn.lean import LeanConv2d
 from tinytl.ops.chain import chain
 
 from .adaptation import Adaptation
@@ -25,45 +27,60 @@ def calibrate_(model: nn.Module, adaptation: Adaptation, images: Iterable[Tensor
 
     One pass over the images for each normalization along a module (two), since the second sees what the first makes
     of them. Returns the number of normalizations set: 0 where none was inserted, or where they are group norms.
+
+    Raises:
+        InputError: there are statistics to set, and no images.
     """
-    batches = list(images)
-    sites = [model.get_submodule(path.rpartition(".")[0]) for path in adaptation.inserted]
-    modules = [site for site in sites if isinstance(site, LeanLiteBlock)]
-    if not batches or not any(_normalized(site) for site in modules):
+    sites: list[Any] = [model.get_submodule(path.rpartition(".")[0]) for path in adaptation.inserted]
+    depths = max((len(_normalized(site)) for site in sites), default=0)
+    if not depths:
         return 0
-    was_training, found = model.training, 0
-    model.eval()
-    for depth in range(max(len(_normalized(site)) for site in modules)):
-        moments = [_Moments(site, depth) for site in modules if depth < len(_normalized(site))]
-        handles = [entry.site.register_forward_pre_hook(entry.hook) for entry in moments]
-        try:
-            for batch in batches:
-                model(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for entry in moments:
-            entry.store()
-        found += len(moments)
-    model.train(was_training)
+    batches = list(images)
+    if not batches:
+        raise InputError("no images to calibrate the lite residual modules with: give one batch at least")
+    modes = [(module, module.training) for module in model.modules()]
+    found = 0
+    try:
+        model.eval()
+        for depth in range(depths):
+            moments = [_Moments(site, depth) for site in sites if depth < len(_normalized(site))]
+            handles = [entry.site.register_forward_pre_hook(entry.hook) for entry in moments]
+            try:
+                for batch in batches:
+                    model(batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for entry in moments:
+                entry.store()
+            found += len(moments)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return found
 
 
-def _normalized(site: LeanLiteBlock) -> list[int]:
-    """Positions, along the lite branch, of the convolutions that compute with a batch norm."""
-    children = list(site.lite.children())
-    return [i for i, child in enumerate(children) if isinstance(child, LeanConv2d) and child.norm is not None]
+def _normalized(site: Any) -> list[int]:
+    """Positions, along the lite branch, of the layers with the statistics of a batch norm, lean or stock."""
+    return [i for i, child in enumerate(site.lite.children()) if _statistics(child) is not None]
+
+
+def _statistics(layer: nn.Module) -> Any:
+    """The module that holds the statistics by which `layer` normalizes, or None."""
+    if isinstance(layer, LeanConv2d):
+        return layer.norm
+    return layer if isinstance(layer, FrozenStatsBatchNorm2d) else None
 
 
 class _Moments:
     """Mean and variance, over all batches, of what one normalization of a lite branch receives."""
 
-    def __init__(self, site: LeanLiteBlock, depth: int) -> None:
-        children: list[Any] = list(site.lite.children())
+    def __init__(self, site: Any, depth: int) -> None:
+        children: list[nn.Module] = list(site.lite.children())
         position = _normalized(site)[depth]
         self.site = site
-        self.conv: LeanConv2d = children[position]
-        self._before = [stage for child in children[:position] for stage in child.stages()]
+        self._layer = children[position]
+        self._before = children[:position]
         self._count = 0
         self._sum = self._square = torch.zeros((), dtype=torch.float64)
 
@@ -72,8 +89,12 @@ class _Moments:
         """A forward pre-hook of the block that adds its input to the moments."""
 
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            bare = self.conv.without_norm()
-            y = chain(args[0], [*self._before, bare]).double()
+            y = args[0]
+            for layer in self._before:
+                y = layer(y)
+            if isinstance(self._layer, LeanConv2d):
+                y = chain(y, [self._layer.without_norm()])
+            y = y.double()
             self._count += y.numel() // y.shape[1]
             self._sum = self._sum + y.sum((0, 2, 3)).cpu()
             self._square = self._square + y.square().sum((0, 2, 3)).cpu()
@@ -83,6 +104,6 @@ class _Moments:
     def store(self) -> None:
         """Write the moments into the normalization's statistics."""
         mean = self._sum / self._count
-        norm: Any = self.conv.norm
+        norm = _statistics(self._layer)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_((self._square / self._count - mean.square()).clamp_(min=0.0))

@@ -96,6 +96,11 @@ class Method:
     parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
+        for part in self.parts:
+            if type(part) not in _PARTS.values():
+                raise InputError(
+                    f"method part {part!r}: expected one of {', '.join(k.__name__ for k in _PARTS.values())}"
+                )
         kinds = [type(part) for part in self.parts]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -142,9 +147,10 @@ class Method:
             raise InputError(f"method {data!r}: expected a list of parts as written by Method.to_json")
         parts = []
         for entry in data:
-            kind = _PARTS.get(entry.get("part", ""))
+            name = entry.get("part")
+            kind = _PARTS.get(name) if isinstance(name, str) else None
             if kind is None:
-                raise UnknownNameError("method part", str(entry.get("part")), _PARTS)
+                raise UnknownNameError("method part", str(name), _PARTS)
             knobs = {key: value for key, value in entry.items() if key != "part"}
             known = {field.name for field in fields(kind)}
             if not set(knobs) <= known or not all(type(value) is int for value in knobs.values()):

@@ -2,13 +2,16 @@
 
 Nothing is computed: a copy of the network runs on the meta device, and every chain that runs is asked for its rule.
 Counting is by storage, as memory is: an input that two chains keep is one tensor. What the network keeps outside the
-lean operations is known too (dropout) or refused: nothing is counted as zero because it is unknown.
+lean operations is known too (dropout), or refused (a layer), or, for what a forward of the user's own calls (a
+function of torch.nn.functional), what PyTorch's autograd saves in that run: nothing is counted as zero because it is
+unknown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +21,9 @@ from torch import Tensor, nn
 from tinytl.errors import UnsupportedLayerError
 from tinytl.ops.chain import Stage, chain_keeps, observe_chains
 
-from .lean import ImageDropout, LeanModule
+from .lean import ImageDropout, LeanModule, LeanSequential
 
-_KEEPS_NOTHING: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten)
+_KEEPS_NOTHING: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Sequential, LeanSequential)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
     Raises:
         UnsupportedLayerError: a layer that is not lean, through which a gradient flows, and whose rule is unknown.
     """
-    ghost = copy.deepcopy(model).to("meta").train()
+    ghost = meta_copy(model).train()
     names = {id(tensor): name for name, tensor in ghost.named_parameters()}
     dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     entries: list[KeptEntry] = []
@@ -70,22 +73,66 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
     handles = [
         module.register_forward_hook(_on_leaf(name, entries))
         for name, module in ghost.named_modules()
-        if not isinstance(module, LeanModule) and not any(True for _ in module.children())
+        if not (
+            isinstance(module, LeanModule) or type(module) in _KEEPS_NOTHING or any(True for _ in module.children())
+        )
     ]
+    saved = _Saved(resident=(*ghost.parameters(), *ghost.buffers()))
     try:
-        with observe_chains(on_chain), torch.enable_grad():
+        with observe_chains(on_chain), torch.enable_grad(), saved.watch():
             ghost(torch.empty(tuple(input_shape), dtype=dtype, device="meta"))
     finally:
         for handle in handles:
             handle.remove()
+    outside = saved.total_bytes - sum(entry.bytes for entry in entries)
+    if outside > 0:
+        entries.append(KeptEntry("(functions of PyTorch's own)", "saved tensors", outside))
     return Kept(tuple(entries))
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose tensors have a shape and no memory; its hooks are there and do nothing."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                empty = torch.empty_like(tensor.detach(), device="meta")
+                trains = tensor.requires_grad
+                memo[id(tensor)] = nn.Parameter(empty, trains) if isinstance(tensor, nn.Parameter) else empty
+    ghost = copy.deepcopy(model, memo)
+    for module in ghost.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.update(dict.fromkeys(hooks, _no_hook))
+    return ghost
+
+
+def _no_hook(*args: Any, **kwargs: Any) -> None:
+    """In the place of a user's hook, which must see no tensor without values."""
+
+
+class _Saved:
+    """All that autograd saves while watched, by storage, `resident` tensors left out."""
+
+    def __init__(self, resident: Iterable[Tensor]) -> None:
+        self.total_bytes = 0
+        self._seen: dict[int, Tensor] = {tensor.untyped_storage()._cdata: tensor for tensor in resident}
+
+    def watch(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = tensor  # held, so that its address does not come up twice
+            self.total_bytes += storage.nbytes()
+        return tensor
 
 
 def _on_leaf(name: str, entries: list[KeptEntry]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     """A hook that books what a leaf outside the lean operations keeps."""
 
     def book(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if type(module) in _KEEPS_NOTHING or not (isinstance(output, Tensor) and output.requires_grad):
+        if not (isinstance(output, Tensor) and output.requires_grad):
             return
         if type(module) is not ImageDropout:
             raise UnsupportedLayerError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tinytl.errors import UnsupportedLayerError
+from tinytl.ops._eager import eager
 from tinytl.ops._weights import WeightRecipe
 from tinytl.ops.activation import Activation
 from tinytl.ops.batch_norm import FrozenBatchNorm
@@ -37,7 +38,7 @@ class LeanModule(nn.Module):
         """The operations with their tensors, in order."""
         raise NotImplementedError
 
-    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    @eager
     def forward(self, input: Tensor) -> Tensor:
         """Run the stages as one chain."""
         return chain(input, self.stages())
@@ -45,6 +46,9 @@ class LeanModule(nn.Module):
 
 class NormStatistics(nn.Module):
     """What a frozen batch norm stores, for a convolution that computes with it: the convolution runs it."""
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class NormStatistics(nn.Module):
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """gamma, beta, mean, var."""
-        return self.weight, self.bias, cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+        return self.weight, self.bias, self.running_mean, self.running_var
 
 
 class LeanConv2d(LeanModule):
@@ -69,7 +73,8 @@ class LeanConv2d(LeanModule):
     Attributes:
         weight: (out, in/groups, kh, kw), standardized already if it is frozen and the original standardized it.
         bias: (out,) or None; after folding it is the shift of the normalization.
-        norm: the frozen batch norm behind it where that could not be folded for good, because the weight trains.
+        norm: the frozen batch norm behind it where that could not be folded for good, because the weight, or a bias
+            of the convolution's own, trains.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> None:
@@ -81,7 +86,8 @@ class LeanConv2d(LeanModule):
             recipe = WeightRecipe(standardize=True)
             self.weight = _frozen(cast(Tensor, recipe.make((conv.weight, None))[0]))
             standardize = False
-        if norm is not None and not conv.weight.requires_grad:
+        own_bias_trains = conv.bias is not None and conv.bias.requires_grad
+        if norm is not None and not conv.weight.requires_grad and not own_bias_trains:
             self._fold(standardize)
         self.op = Conv2d(
             kernel=cast(Pair, conv.kernel_size),
@@ -123,6 +129,9 @@ class LeanConv2d(LeanModule):
 class LeanFrozenBatchNorm2d(LeanModule):
     """Batch norm by its stored statistics, in every mode; keeps its input only where its scale trains."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         statistics = NormStatistics(norm)
@@ -133,8 +142,7 @@ class LeanFrozenBatchNorm2d(LeanModule):
 
     def stages(self) -> list[Stage]:
         """One affine map a channel."""
-        mean, var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
-        return [(self.op, (self.weight, self.bias, mean, var))]
+        return [(self.op, (self.weight, self.bias, self.running_mean, self.running_var))]
 
 
 class LeanGroupNorm(LeanModule):
@@ -206,8 +214,8 @@ class LeanSequential(nn.Sequential):
         if run:
             yield run
 
-    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
-    def forward(self, input: Tensor) -> Tensor:
+    @eager
+    def forward(self, input: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As nn.Sequential."""
         for run in self._runs():
             input = chain(input, run) if isinstance(run, list) else run(input)
@@ -221,7 +229,7 @@ class LeanResidual(nn.Module):
         super().__init__()
         self.body = residual.body
 
-    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    @eager
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         stages = stages_of(self.body)
@@ -237,14 +245,15 @@ class LeanLiteBlock(nn.Module):
         super().__init__()
         self.block, self.lite = both.block, both.lite
 
-    @torch.compiler.disable  # torch.compile compiles what is around; see tinytl.ops.chain
+    @eager
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> the block's own output shape."""
         out = self.block(input)
+        up: Stage = (UpsampleBilinear(cast(Pair, tuple(out.shape[-2:]))), ())
         stages = stages_of(self.lite)
-        assert stages is not None, "adapt_ lowers every layer of a lite residual module"
-        size = cast(Pair, tuple(out.shape[-2:]))
-        return _add_into(chain(input, [*stages, (UpsampleBilinear(size), ())]), out)
+        if stages is None:  # somebody watches a layer of it
+            return out + chain(self.lite(input), [up])
+        return _add_into(chain(input, [*stages, up]), out)
 
 
 class ImageDropout(nn.Dropout):
@@ -261,10 +270,21 @@ class ImageDropout(nn.Dropout):
 
 
 def stages_of(module: nn.Module) -> list[Stage] | None:
-    """The stages of a lean module or of a LeanSequential of nothing else; None for any other module."""
+    """The stages of a lean module or of a LeanSequential of nothing else; None for any other module.
+
+    A module with hooks is called as a module, so that they run: None as well.
+    """
+    if is_hooked(module):
+        return None
     if isinstance(module, (LeanModule, LeanSequential)):
         return module.stages()
     return [] if type(module) is nn.Identity else None
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module runs more than its forward."""
+    tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(tables)
 
 
 def _add_into(fresh: Tensor, other: Tensor) -> Tensor:
