@@ -22,6 +22,7 @@ from tinytl.methods import TINYTL_LB, Bias, adapt_
 from tinytl.nn.lean import LeanSequential, NormStatistics
 from tinytl.ops import Activation, AvgPool2d, Conv2d, FrozenBatchNorm, GlobalMean, GroupNorm, Linear, Padding
 from tinytl.ops import UpsampleBilinear as Upsample
+from tinytl.ops._op import Op
 from tinytl.ops._weights import WeightRecipe
 from tinytl.ops.chain import Stage, chain, chain_keeps, fuse
 
@@ -34,7 +35,7 @@ C = 4
 class Link:
     """One operation, its tensors, and the same thing in stock PyTorch."""
 
-    op: ops.chain.__class__ | object
+    op: Op
     tensors: list[Tensor | None]
     stock: Callable[..., Tensor]
     trainable: list[int] = field(default_factory=list)
@@ -75,7 +76,7 @@ def link(kind: str) -> Link:
         )
     if kind == "group norm":
         return Link(GroupNorm(2, 1e-3), [rand(C), rand(C)], lambda x, g, b: F.group_norm(x, 2, g, b, 1e-3), [0, 1])
-    plain: dict[str, tuple[object, Callable[[Tensor], Tensor]]] = {
+    plain: dict[str, tuple[Op, Callable[[Tensor], Tensor]]] = {
         "relu": (Activation(), F.relu),
         "relu6": (Activation(hi=6.0), F.relu6),
         "leaky": (Activation(slope=0.2), lambda x: F.leaky_relu(x, 0.2)),
@@ -91,7 +92,7 @@ KINDS += ["relu", "relu6", "leaky", "pool", "up", "mean"]
 
 
 def stages(links: list[Link]) -> list[Stage]:
-    return [(part.op, part.tensors) for part in links]  # type: ignore[misc]
+    return [(part.op, part.tensors) for part in links]
 
 
 def compose(links: list[Link], x: Tensor) -> Tensor:
@@ -230,19 +231,16 @@ def test_the_sum_in_place_gives_both_summands_their_gradient() -> None:
     model = small_network().double()
     adapt_(model, Bias(), resolution=32)
     block = next(module for module in model.modules() if type(module).__name__ == "LeanResidual")
-    width = block.body[0][0].weight.shape[1]  # type: ignore[index,union-attr]
+    width = block.body[-1][0].weight.shape[0]  # type: ignore[index,union-attr]
     x = rand(2, width, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     for tensor in (x, x * 1.0):  # a leaf, and a tensor of the graph
         before = tensor.detach().clone()
         y = block(tensor)
         upstream = torch.randn_like(y)
         kept = upstream.clone()
-        (grad,) = torch.autograd.grad(y, x, upstream)
+        (grad,) = torch.autograd.grad(y, x, upstream, retain_graph=True)
         assert torch.equal(tensor.detach(), before)
         assert torch.equal(upstream, kept)
-        with torch.no_grad():
-            branch = block(tensor) - tensor  # piecewise linear: exact derivative from the branch alone
-        assert branch.shape == x.shape
         (alone,) = torch.autograd.grad(block.body(tensor), x, upstream)  # type: ignore[operator]
         torch.testing.assert_close(grad, upstream + alone)
 
@@ -433,8 +431,8 @@ def test_hooks_on_lean_modules_run_and_change_nothing() -> None:
     model(x)
     assert not called
     seen: list[Tensor] = []
-    conv = model.features[0][0]
     assert isinstance(model.features, LeanSequential)
+    conv = model.features.get_submodule("head.conv")
     conv.register_full_backward_hook(lambda m, gi, go: seen.append(go[0]))
     model(x).square().sum().backward()
     assert len(seen) == 1
@@ -449,7 +447,7 @@ def test_fusing_keeps_the_rule_of_the_whole() -> None:
     assert [entry.bytes for entry in with_needs] == [2 * C * 36 // 8, 2 * C * 36 // 8, 2 * C * 9 // 8]
 
 
-def test_it_is_a_module_of_pytorch(tmp_path: object) -> None:
+def test_it_is_a_module_of_pytorch() -> None:
     """Any optimizer's parameters() and modules() see the adapted network."""
     model = small_network()
     adaptation = adapt_(model, TINYTL_LB, resolution=32)

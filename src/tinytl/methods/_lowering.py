@@ -101,7 +101,7 @@ class Lowering:
                 "pad with a layer of its own in front of the convolution"
             )
         lean = LeanConv2d(conv, norm)
-        lean.training = conv.training
+        lean.train(conv.training)
         if norm is not None:
             _refuse_hooks(conv, path)
             _refuse_hooks(norm, norm_path)

@@ -89,6 +89,8 @@ class LeanConv2d(LeanModule):
         own_bias_trains = conv.bias is not None and conv.bias.requires_grad
         if norm is not None and not conv.weight.requires_grad and not own_bias_trains:
             self._fold(standardize)
+        # the layout that the operation computes in, so that no step has to copy it, nor its gradient
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
         self.op = Conv2d(
             kernel=cast(Pair, conv.kernel_size),
             stride=cast(Pair, conv.stride),

@@ -57,34 +57,59 @@ class WeightRecipe:
             weight = standardize(weight)
         if self.norm_eps is None:
             return weight, bias
-        gamma, beta, mean, var = tensors[2:6]
+        beta, mean = tensors[3], tensors[4]
         assert mean is not None
-        assert var is not None
-        scale = torch.rsqrt(var + self.norm_eps)
-        if gamma is not None:
-            scale = scale * gamma
+        scale = self._scale(tensors)[1]
         shift = (-mean if bias is None else bias - mean) * scale
         return weight * scale.view(-1, 1, 1, 1), shift if beta is None else beta + shift
+
+    def _scale(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """1 / sqrt(var + eps) and that times gamma, each (out,)."""
+        gamma, var = tensors[2], tensors[5]
+        assert self.norm_eps is not None
+        assert var is not None
+        rstd = torch.rsqrt(var + self.norm_eps)
+        return rstd, rstd if gamma is None else rstd * gamma
 
     def gradients(
         self, tensors: Tensors, needs: tuple[bool, ...], grad_weight: Tensor | None, grad_bias: Tensor | None
     ) -> Gradients:
-        """Gradients of the stored tensors from those of the made ones (None where no wanted one goes through)."""
-        if self.is_plain:
-            return grad_weight if needs[0] else None, grad_bias if needs[1] else None
-        with torch.enable_grad():
-            leaves = [
-                t.detach().requires_grad_(need) if t is not None else None
-                for t, need in zip(tensors, needs, strict=True)
-            ]
-            weight, bias = self.make(leaves)
-            pairs = [
-                (made, grad)
-                for made, grad in ((weight, grad_weight), (bias, grad_bias))
-                if made is not None and grad is not None and made.requires_grad
-            ]
-            wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if leaf is not None and need]
-            found = iter(torch.autograd.grad([m for m, _ in pairs], wanted, [g for _, g in pairs]))
-        return tuple(
-            next(found) if leaf is not None and need else None for leaf, need in zip(leaves, needs, strict=True)
-        )
+        """Gradients of the stored tensors from those of the made ones (None where no wanted one goes through).
+
+        With W the (standardized) weight, s = gamma rstd, and G, g the gradients of s W and of the made bias:
+
+            dL/dW = s G      dL/dgamma = rstd (<W, G> + (bias - mean) g)      dL/dbeta = g      dL/dbias = s g
+        """
+        rest: Gradients = ()
+        grad_bias = grad_bias if self.moves_bias(needs) else None
+        made = grad_bias
+        if self.norm_eps is not None:
+            rstd, scale = self._scale(tensors)
+            grad_gamma = None
+            if needs[2]:
+                assert grad_weight is not None
+                assert grad_bias is not None
+                grad_gamma = self._gamma(tensors, rstd, grad_weight, grad_bias)
+            rest = (grad_gamma, grad_bias if needs[3] else None, None, None)
+            grad_weight = grad_weight * scale.view(-1, 1, 1, 1) if needs[0] and grad_weight is not None else None
+            made = grad_bias * scale if needs[1] and grad_bias is not None else None
+        if self.standardize and needs[0] and grad_weight is not None:
+            grad_weight = _through_standardization(tensors[0], grad_weight)
+        return (grad_weight if needs[0] else None, made if needs[1] else None, *rest)
+
+    def _gamma(self, tensors: Tensors, rstd: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> Tensor:
+        weight, bias, mean = tensors[0], tensors[1], tensors[4]
+        assert weight is not None
+        assert mean is not None
+        if self.standardize:
+            weight = standardize(weight)
+        inner = (weight * grad_weight).sum((1, 2, 3))
+        return rstd * (inner + (-mean if bias is None else bias - mean) * grad_bias)
+
+
+def _through_standardization(weight: Tensor | None, grad: Tensor) -> Tensor:
+    """The gradient of a weight from that of its standardized form: weight-sized, so autograd may keep what it likes."""
+    assert weight is not None
+    with torch.enable_grad():
+        leaf = weight.detach().requires_grad_()
+        return torch.autograd.grad(standardize(leaf), leaf, grad)[0]

@@ -173,9 +173,10 @@ class Conv2d(Op):
         left, right, top, bottom = plan.grow
         kernel = (self.kernel[0] + top + bottom, self.kernel[1] + left + right)
         # A stand-in for the weight, of which only shape and layout count: the gradient of a weight needs no weight.
-        stand_in = grad.new_empty((grad.shape[1], x.shape[1] // self.groups, *kernel))
+        shape = (grad.shape[1], x.shape[1] // self.groups, *kernel)
+        stand_in = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         full = torch.ops.aten.convolution_backward(
-            *(grad, F.pad(x, plan.pad) if any(plan.pad) else x, dense(stand_in), None),
+            *(grad, F.pad(x, plan.pad) if any(plan.pad) else x, stand_in, None),
             *(self.stride, plan.symmetric, self.dilation, False, [0, 0], self.groups, [False, True, False]),
         )[1]
         return full[:, :, top : top + self.kernel[0], left : left + self.kernel[1]]

@@ -46,13 +46,39 @@ class AvgPool2d(Op):
         needs: Needs,
         owned: bool,
     ) -> tuple[Tensor | None, Gradients]:
-        """Spread over the windows; the stand-in for x has its shape and one element of memory."""
+        """Spread over the windows."""
+        if self._tiles(x_shape):
+            return self._spread_over_tiles(grad, x_shape), ()
+        # the stand-in for x has its shape and one element of memory
         stand_in = grad.new_empty(1).expand(x_shape)
         return dense(torch.ops.aten.avg_pool2d_backward(grad, stand_in, *self._options())), ()
 
+    def _tiles(self, x_shape: Shape) -> bool:
+        """Whether the windows lie side by side and each is whole: then every pixel is in at most one."""
+        whole = not self.ceil_mode or all(x_shape[2 + a] % self.kernel[a] == 0 for a in (0, 1))
+        return whole and self.kernel == self.stride and self.padding == (0, 0) and self.divisor is None
+
+    def _spread_over_tiles(self, grad: Tensor, x_shape: Shape) -> Tensor:
+        """One pass over memory, channels innermost; PyTorch's own backward would go through another layout."""
+        (kh, kw), (n, c, oh, ow) = self.kernel, grad.shape
+        covered = (oh * kh, ow * kw) == tuple(x_shape[2:])
+        make = torch.empty if covered else torch.zeros
+        out = make((n, *x_shape[2:], c), dtype=grad.dtype, device=grad.device)
+        tiles = out[:, : oh * kh, : ow * kw].unflatten(2, (ow, kw)).unflatten(1, (oh, kh))  # (N, oh, kh, ow, kw, C)
+        tiles.copy_((grad / (kh * kw)).permute(0, 2, 3, 1)[:, :, None, :, None])
+        return out.permute(0, 3, 1, 2)
+
     def out_shape(self, x_shape: Shape) -> Shape:
         """As torch.nn.AvgPool2d."""
-        return tuple(F.avg_pool2d(torch.empty(x_shape, device="meta"), *self._options()).shape)
+        sides = []
+        for a in (0, 1):
+            span = x_shape[2 + a] + 2 * self.padding[a] - self.kernel[a]
+            side = (span + (self.stride[a] - 1 if self.ceil_mode else 0)) // self.stride[a] + 1
+            # a window must begin inside the image or its padding on the left
+            if self.ceil_mode and (side - 1) * self.stride[a] >= x_shape[2 + a] + self.padding[a]:
+                side -= 1
+            sides.append(side)
+        return (*x_shape[:2], *sides)
 
     def keeps(self, x_shape: Shape, dtype: torch.dtype, needs: Needs) -> Keeps:
         """Nothing."""
