@@ -1,0 +1,25 @@
+"""Training and evaluation: plain loops over batches and micro-batches."""
+
+from .evaluation import BatchSource, Evaluation, LabelledBatch, evaluate
+from .fitting import fit, train_step
+from .infos import EpochInfo, FitResult, StepInfo, peak_bytes
+from .optimizer import learning_rate, make_optimizer, seed_generators
+from .options import OPTIMIZERS, FitOptions
+
+__all__ = [
+    "OPTIMIZERS",
+    "BatchSource",
+    "EpochInfo",
+    "Evaluation",
+    "FitOptions",
+    "FitResult",
+    "LabelledBatch",
+    "StepInfo",
+    "evaluate",
+    "fit",
+    "learning_rate",
+    "make_optimizer",
+    "peak_bytes",
+    "seed_generators",
+    "train_step",
+]

@@ -1,0 +1,227 @@
+"""Training and evaluation: plain loops over batches and micro-batches.
+
+One step on a batch of N images, run as micro-batches of n_1 + n_2 + ... = N images:
+
+    loss = sum_i (n_i / N) * mean cross entropy of micro-batch i
+
+so the accumulated gradient is that of the batch's mean loss, and the step is the same up to the order of
+floating-point sums, while only one micro-batch's activations are alive. (This needs layers that work an image
+at a time: frozen batch norm, group norm. Batch statistics would differ.) Adam, and a cosine from ``lr`` to 0
+over all steps, after a linear warm-up if asked for: the paper's recipe (arXiv 2007.11622).
+
+**A run can be cut at any step.** The generators are seeded from (seed, step) before every step, so that no
+generator state has to be kept: parameters, optimizer slots and a `Progress` are all there is. ``on_boundary``
+is offered them after every step and every epoch; given back as ``resume`` they go on to the same bits.
+
+The engine moves batches to the model's device and nothing else: it makes no folders, prints nothing, picks no
+device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tinytl.checkpoint import Boundary, Progress, Resume, load_optimizer
+from tinytl.errors import InputError, RunError
+
+from .evaluation import BatchSource, LabelledBatch, closing, evaluate
+from .infos import EpochInfo, FitResult, StepInfo, peak_bytes
+from .optimizer import learning_rate, make_optimizer, match_strides, seed_generators
+from .options import FitOptions
+
+
+def fit(
+    model: nn.Module,
+    loader: BatchSource,
+    val_loader: BatchSource | None,
+    options: FitOptions,
+    *,
+    on_step: Callable[[StepInfo], object] | None = None,
+    on_epoch: Callable[[EpochInfo], object] | None = None,
+    on_boundary: Callable[[Boundary], object] | None = None,
+    resume: Resume | None = None,
+) -> FitResult:
+    """Train, in place, the parameters of ``model`` that require gradients.
+
+    ``on_boundary`` comes after every step and every epoch, behind ``on_step`` and ``on_epoch``: what they
+    wrote down is there before a checkpoint says that it is done. A hook may save there and raise, and nothing
+    is lost. The caller's random generators are left as they were.
+
+    Raises InputError when nothing trains or a loader is empty; RunError when the loss is NaN or infinite (the
+    model is left as before that step) or ``resume`` does not fit.
+    """
+    names, parameters = _trainable(model)
+    optimizer = make_optimizer(parameters, options)
+    batches = len(loader)
+    if batches == 0:
+        raise InputError("the training loader holds no batch: add photographs or lower the batch size")
+    at = Progress()
+    if resume is not None:
+        at = resume.progress
+        _check_progress(at, options.epochs, batches)
+        load_optimizer(optimizer, names, resume)
+    device = parameters[0].device
+    was_training = model.training
+    infos: list[EpochInfo] = []
+    begun = time.perf_counter()
+
+    def train_epoch() -> tuple[int, float, float]:
+        """Take the steps that are left of this epoch; return images, seconds and seconds waited."""
+        nonlocal at
+        trained, seconds, waited = 0, 0.0, 0.0
+        asked = time.perf_counter()
+        with closing(loader.epoch(at.epoch, start_batch=at.batch)) as source:
+            for batch in source:
+                start = time.perf_counter()
+                lr = learning_rate(at.step, batches, options)
+                seed_generators(options.seed, at.step, device)
+                loss, correct = train_step(model, optimizer, batch, lr, options, _describe(at, batches))
+                images = len(batch.labels)
+                at = replace(
+                    at,
+                    batch=at.batch + 1,
+                    step=at.step + 1,
+                    loss_sum=at.loss_sum + loss * images,
+                    correct=at.correct + correct,
+                    images=at.images + images,
+                )
+                end = time.perf_counter()
+                info = StepInfo(
+                    epoch=at.epoch + 1,
+                    batch=at.batch,
+                    batches=batches,
+                    step=at.step,
+                    steps=batches * options.epochs,
+                    loss=loss,
+                    accuracy=correct / images,
+                    lr=lr,
+                    images=images,
+                    seconds=end - start,
+                    wait_seconds=start - asked,
+                    peak_bytes=peak_bytes(device),
+                )
+                trained, seconds, waited = (
+                    trained + images,
+                    seconds + info.seconds,
+                    waited + info.wait_seconds,
+                )
+                if on_step is not None:
+                    on_step(info)
+                if on_boundary is not None:
+                    on_boundary(Boundary(at, False, optimizer, names))
+                asked = time.perf_counter()
+        if at.batch != batches:
+            raise RunError(f"epoch {at.epoch + 1} ended after {at.batch} batches, expected {batches}")
+        return trained, seconds, waited
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in range(at.epoch + 1, options.epochs + 1):
+            model.train()
+            trained, seconds, waited = train_epoch()
+            start = time.perf_counter()
+            validation, best = None, (at.best_top1, at.best_epoch)
+            if val_loader is not None:
+                validation = evaluate(model, val_loader, micro_batch=options.micro_batch)
+                if not math.isfinite(validation.loss):
+                    raise RunError(f"the validation loss is {validation.loss} after epoch {epoch}: {_MEND}")
+                best = max(best, (validation.top1, epoch), key=lambda pair: pair[0])  # ties: the earlier
+            info = EpochInfo(
+                epoch=epoch,
+                epochs=options.epochs,
+                step=at.step,
+                loss=at.loss_sum / at.images,
+                accuracy=at.correct / at.images,
+                lr=learning_rate(at.step - 1, batches, options),
+                validation=validation,
+                best_top1=best[0],
+                best_epoch=best[1],
+                trained_images=trained,
+                seconds=seconds,
+                wait_seconds=waited,
+                validation_seconds=time.perf_counter() - start,
+                peak_bytes=peak_bytes(device),
+            )
+            infos.append(info)
+            at = Progress(epoch=epoch, step=at.step, best_top1=best[0], best_epoch=best[1])
+            if on_epoch is not None:
+                on_epoch(info)
+            if on_boundary is not None:
+                on_boundary(Boundary(at, True, optimizer, names))
+    model.train(was_training)
+    return FitResult(
+        epochs=tuple(infos),
+        validation=infos[-1].validation if infos else None,
+        best_top1=at.best_top1,
+        best_epoch=at.best_epoch,
+        steps=at.step,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: LabelledBatch,
+    lr: float,
+    options: FitOptions,
+    where: str = "this step",
+) -> tuple[float, int]:
+    """Take one optimizer step on one batch; return its mean loss and how many images were right before it.
+
+    Raises RunError, naming ``where``, when the loss is NaN or infinite. No parameter has changed then.
+    """
+    device = next(model.parameters()).device
+    count = len(batch.labels)
+    size = options.micro_batch or count
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    optimizer.zero_grad(set_to_none=True)
+    for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        logits = model(images)  # (n, classes)
+        loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+        loss = loss * (len(labels) / count)
+        loss.backward()
+        total += loss.detach()
+        correct += (logits.detach().argmax(1) == labels).sum()
+        del images, logits, loss  # or this micro-batch's graph would live on beside the next one's
+    value = total.item()
+    if not math.isfinite(value):
+        optimizer.zero_grad(set_to_none=True)
+        raise RunError(f"the loss is {value} at {where}, learning rate {lr:.3g}: {_MEND}")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        for parameter in group["params"]:
+            match_strides(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # no gradient is alive between steps
+    return value, int(correct.item())
+
+
+_MEND = "lower the learning rate (--lr), or go on from the last checkpoint"
+
+
+def _trainable(model: nn.Module) -> tuple[tuple[str, ...], list[nn.Parameter]]:
+    pairs = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not pairs:
+        raise InputError("nothing to train: no parameter requires gradients; adapt the model with adapt_ first")
+    return tuple(name for name, _ in pairs), [parameter for _, parameter in pairs]
+
+
+def _check_progress(at: Progress, epochs: int, batches: int) -> None:
+    if at.epoch > epochs or at.batch > batches or at.step != at.epoch * batches + at.batch:
+        raise RunError(
+            f"cannot resume: the checkpoint is at step {at.step} ({at.epoch} epochs, {at.batch} batches), "
+            f"this run has {epochs} epochs of {batches} batches; were photographs added or removed?"
+        )
+
+
+def _describe(at: Progress, batches: int) -> str:
+    return f"step {at.step + 1} (epoch {at.epoch + 1}, batch {at.batch + 1} of {batches})"

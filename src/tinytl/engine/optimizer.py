@@ -1,0 +1,50 @@
+"""The optimizer, its learning rate, and the random draws of a step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from .options import FitOptions
+
+
+def learning_rate(step: int, batches: int, options: FitOptions) -> float:
+    """Return the rate of a step (from 0): linear warm-up, then ``lr/2 (1 + cos(pi t/T))`` over T steps."""
+    warmup = options.warmup_epochs * batches
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    done = (step - warmup) / (options.epochs * batches - warmup)
+    return 0.5 * options.lr * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizer(parameters: list[nn.Parameter], options: FitOptions) -> torch.optim.Optimizer:
+    """Return the optimizer; one fused pass where torch has one (float32 and float64 on CPU and CUDA)."""
+    dtypes, devices = (torch.float32, torch.float64), ("cpu", "cuda")
+    fused = all(p.dtype in dtypes and p.device.type in devices for p in parameters)
+    lr, decay = options.lr, options.weight_decay
+    if options.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=lr, momentum=options.momentum, weight_decay=decay, fused=fused)
+
+
+def seed_generators(seed: int, step: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of ``device`` from (seed, step): equal pairs, equal draws."""
+    value = int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1
+    torch.default_generator.manual_seed(value)  # torch.manual_seed would also format a stack trace for CUDA
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(value)
+
+
+def match_strides(parameter: nn.Parameter) -> None:
+    """Give a parameter's gradient the parameter's own strides.
+
+    The fused CPU optimizers of torch 2.13 walk raw memory: a gradient or slot of other strides than its parameter
+    gives wrong numbers in silence. Autograd keeps them alike, but a hook may not.
+    """
+    grad = parameter.grad
+    if grad is not None and grad.stride() != parameter.stride():
+        parameter.grad = torch.empty_like(parameter).copy_(grad)
