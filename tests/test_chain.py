@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tinytl import ops
 from tinytl.methods import TINYTL_LB, Bias, adapt_
 from tinytl.nn.lean import LeanSequential, NormStatistics
 from tinytl.ops import Activation, AvgPool2d, Conv2d, FrozenBatchNorm, GlobalMean, GroupNorm, Linear, Padding
 from tinytl.ops import UpsampleBilinear as Upsample
+from tinytl.ops import functional as lean_ops
 from tinytl.ops._op import Op
 from tinytl.ops._weights import WeightRecipe
 from tinytl.ops.chain import Stage, chain, chain_keeps, fuse
@@ -264,7 +264,7 @@ def test_linear_of_any_rank_with_an_activation(shape: tuple[int, ...]) -> None:
 def test_frozen_batch_norm_of_any_rank(shape: tuple[int, ...]) -> None:
     x, gamma, beta = rand(*shape).requires_grad_(), rand(C).requires_grad_(), rand(C).requires_grad_()
     mean, var = rand(C), rand(C).abs() + 0.5
-    y = ops.frozen_batch_norm(x, mean, var, gamma, beta, 1e-3)
+    y = lean_ops.frozen_batch_norm(x, mean, var, gamma, beta, 1e-3)
     reference = F.batch_norm(x, mean, var, gamma, beta, False, 0.0, 1e-3)
     upstream = torch.randn_like(reference)
     for mine, other in zip(
@@ -279,7 +279,7 @@ def test_frozen_batch_norm_of_any_rank(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu"])
 def test_activations_of_infinities_and_scalars(name: str, dtype: torch.dtype) -> None:
     for x in (torch.tensor([-math.inf, -1.0, 2.0, math.inf, -math.inf], dtype=dtype), torch.tensor(-2.0, dtype=dtype)):
-        assert torch.equal(getattr(ops, name)(x), getattr(F, name)(x))
+        assert torch.equal(getattr(lean_ops, name)(x), getattr(F, name)(x))
 
 
 # ---------------------------------------------------------------- modes of PyTorch
@@ -312,9 +312,9 @@ def test_autocast_is_close_to_stock_and_trains() -> None:
 def test_autocast_leaves_float64_alone_as_stock_does() -> None:
     x, w = rand(2, C, 5, 5), rand(C, C, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert ops.conv2d(x, w).dtype == F.conv2d(x, w).dtype == torch.float64
+        assert lean_ops.conv2d(x, w).dtype == F.conv2d(x, w).dtype == torch.float64
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
-        assert ops.conv2d(x.float(), w.float()).dtype == torch.float32
+        assert lean_ops.conv2d(x.float(), w.float()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

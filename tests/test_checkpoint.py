@@ -69,9 +69,7 @@ def files(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("every_step", [False, True])
 @pytest.mark.parametrize("kill_at", [1, 3, 4, 6, 8, 11, 15])
-def test_resumed_run_ends_in_the_same_bits(
-    tmp_path: Path, optimizer: str, every_step: bool, kill_at: int
-) -> None:
+def test_resumed_run_ends_in_the_same_bits(tmp_path: Path, optimizer: str, every_step: bool, kill_at: int) -> None:
     (tmp_path / "straight").mkdir()
     (tmp_path / "cut").mkdir()
     straight, whole = run(tmp_path / "straight", optimizer, every_step)
@@ -353,9 +351,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    entries=st.dictionaries(st.text("abz./é", min_size=1, max_size=8), st.tuples(DTYPES, SHAPES), max_size=5)
-)
+@given(entries=st.dictionaries(st.text("abz./é", min_size=1, max_size=8), st.tuples(DTYPES, SHAPES), max_size=5))
 def test_sealed_files_round_trip(tmp_path_factory: pytest.TempPathFactory, entries: dict) -> None:
     path = tmp_path_factory.mktemp("sealed") / "file"
     tensors = {name: (torch.randn(shape) * 50).to(dtype) for name, (dtype, shape) in entries.items()}

@@ -192,9 +192,7 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "expected one of JPEG, PNG, WEBP, BMP, GIF, TIFF;" in error(tmp_path / "empty.jpg")
     (tmp_path / "text.jpg").write_text("not a photograph\n" * 99)
     assert "unknown format" in error(tmp_path / "text.jpg")
-    (tmp_path / "postscript.jpg").write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-    )
+    (tmp_path / "postscript.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert "unknown format" in error(tmp_path / "postscript.jpg")
     picture().save(tmp_path / "x.png")
 
@@ -234,12 +232,7 @@ def png_of(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"0"))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])  # where Pillow warns, and where it raises

@@ -148,9 +148,7 @@ def photo_set(*sizes: int, prefix: str = "") -> PhotoSet:
         root,
         classes,
         tuple(
-            (root / classes[label] / f"{prefix}{i:04}.jpg", label)
-            for label, n in enumerate(sizes)
-            for i in range(n)
+            (root / classes[label] / f"{prefix}{i:04}.jpg", label) for label, n in enumerate(sizes) for i in range(n)
         ),
     )
 

@@ -59,9 +59,7 @@ def loader(photos: PhotoSet, **options: object) -> Loader:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in ((a.images, b.images), (a.labels, b.labels), (a.indices, b.indices))
-    )
+    return all(torch.equal(x, y) for x, y in ((a.images, b.images), (a.labels, b.labels), (a.indices, b.indices)))
 
 
 def decoding_threads() -> list[threading.Thread]:

@@ -66,9 +66,7 @@ def last() -> tuple[dict[str, Any], golden_figures.Outcome]:
     return whole, golden_figures.stock(golden_figures.network(whole), "Last", images, labels)
 
 
-@pytest.mark.parametrize(
-    "spoil", ["nothing", "norm", "projection", "logit", "loss", "absent", "extra", "nan"]
-)
+@pytest.mark.parametrize("spoil", ["nothing", "norm", "projection", "logit", "loss", "absent", "extra", "nan"])
 def test_a_spoilt_figure_is_seen(spoil: str, last: tuple[dict[str, Any], golden_figures.Outcome]) -> None:
     """The check can fail: each kind of figure off by 1e-6 is caught, and a wrong set of parameters."""
     golden, outcome = copy.deepcopy(last)
@@ -92,9 +90,7 @@ def test_a_spoilt_figure_is_seen(spoil: str, last: tuple[dict[str, Any], golden_
 
 
 @pytest.mark.slow
-def test_the_command_takes_other_sizes_and_says_no(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_takes_other_sizes_and_says_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file with another seed, batch, head and resolution: figures made here, one then spoilt."""
     held_out = golden_figures.read(DATA / FILES[1])
     held_out.update(seed=5, batch=1, classes=7, resolution=64, labels=[4])

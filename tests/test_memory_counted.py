@@ -38,11 +38,7 @@ def proxylessnas(name: str, *, lite: bool, norm: str = "bn") -> nn.Module:
                 or (name == "ft-norm+last" and is_norm)
                 or (name in ("tinytl-b", "tinytl-l+b") and is_norm and key == "bias" and not in_lite)
                 # With bias training the main branch's shift does the work of the lite branch's last one.
-                or (
-                    name in ("tinytl-l", "tinytl-l+b")
-                    and in_lite
-                    and not (last_shift and name == "tinytl-l+b")
-                )
+                or (name in ("tinytl-l", "tinytl-l+b") and in_lite and not (last_shift and name == "tinytl-l+b"))
             )
     return model
 
@@ -111,9 +107,7 @@ def frozen(module: M) -> M:
 
 def test_a_network_counted_by_hand():
     conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
-    model = nn.Sequential(
-        conv, nn.BatchNorm2d(8), nn.ReLU6(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 3)
-    )
+    model = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU6(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 3))
     frozen(model)
     x, y = 4 * 64 * 4, 8 * 64 * 4  # bytes of one image's input and of the convolution's output
     conv_parameters, others = 8 * 2 * 9 + 8, 2 * 8 + 128 * 3 + 3

@@ -207,9 +207,7 @@ def test_cuda_peak():
     assert measured.timeline is None
 
 
-SPEC = rss.StepSpec(
-    "proxylessnas_mobile", "tinytl-b", resolution=64, batch_size=2, micro_batch=1, classes=5, threads=1
-)
+SPEC = rss.StepSpec("proxylessnas_mobile", "tinytl-b", resolution=64, batch_size=2, micro_batch=1, classes=5, threads=1)
 
 
 @pytest.mark.slow

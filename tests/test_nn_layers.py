@@ -99,9 +99,7 @@ def test_conv_norm_act_is_a_named_straight_line(norm: Norm, act: bool) -> None:
     assert type(unit) is nn.Sequential
     kinds = {name: type(child) for name, child in unit.named_children()}
     expected = {"conv": StandardizedConv2d, "norm": nn.GroupNorm} if norm == "gn" else {}
-    assert kinds == {"conv": nn.Conv2d, "norm": nn.BatchNorm2d} | expected | (
-        {"act": nn.ReLU6} if act else {}
-    )
+    assert kinds == {"conv": nn.Conv2d, "norm": nn.BatchNorm2d} | expected | ({"act": nn.ReLU6} if act else {})
     assert unit.get_submodule("conv").bias is None
     assert unit.get_submodule("norm").eps == 1e-3
     assert unit(torch.randn(2, 8, 9, 7)).shape == (2, 16, 5, 4)
@@ -132,9 +130,7 @@ def test_residual_adds_its_input() -> None:
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
-@pytest.mark.parametrize(
-    ("stride", "size", "pool"), [(1, 12, 2), (2, 12, 2), (1, 7, 2), (2, 9, 2), (1, 6, None)]
-)
+@pytest.mark.parametrize(("stride", "size", "pool"), [(1, 12, 2), (2, 12, 2), (1, 7, 2), (2, 9, 2), (1, 6, None)])
 def test_lite_block_is_the_formula(norm: Norm, stride: int, size: int, pool: int | None) -> None:
     """Against functional calls; forward, and backward under a random upstream gradient."""
     torch.manual_seed(3)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tinytl import ops
 from tinytl.ops import Activation, Padding
+from tinytl.ops import functional as lean_ops
+from tinytl.ops.add import add
 
 ACTIVATIONS = {"none": None, "relu": Activation(), "relu6": Activation(hi=6.0), "leaky": Activation(slope=0.2)}
 
@@ -96,7 +97,7 @@ def test_convolution_agrees_with_stock(
         return stock_activation(F.conv2d(padded, w, b, stride, 0, dilation, groups), kind)
 
     def lean(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return ops.conv2d(x, w, b, stride, padding, dilation, groups, activation=ACTIVATIONS[kind])
+        return lean_ops.conv2d(x, w, b, stride, padding, dilation, groups, activation=ACTIVATIONS[kind])
 
     agree(lean, stock, tensor(2, 4, *size), tensor(width, 4 // groups, *kernel), tensor(width))
 
@@ -106,7 +107,7 @@ def test_convolution_agrees_with_stock(
 def test_convolution_gradcheck(kind: str, kernel: int, stride: int, groups: int) -> None:
     torch.manual_seed(0)
     gradchecked(
-        lambda x, w, b: ops.conv2d(
+        lambda x, w, b: lean_ops.conv2d(
             x, w, b, stride, Padding(same=True), groups=groups, activation=ACTIVATIONS[kind]
         ),
         tensor(2, 4, 5, 5, scale=3),
@@ -126,7 +127,7 @@ def test_convolution_with_frozen_batch_norm(kind: str) -> None:
 
     def lean(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         act = ACTIVATIONS[kind]
-        return ops.conv2d_norm(x, w, (gamma, beta, mean, var), 1e-3, 2, 1, activation=act)
+        return lean_ops.conv2d_norm(x, w, (gamma, beta, mean, var), 1e-3, 2, 1, activation=act)
 
     inputs = (tensor(2, 4, 7, 7), tensor(8, 4, 3, 3), tensor(8), tensor(8))
     agree(lean, stock, *inputs)
@@ -141,7 +142,7 @@ def test_standardized_convolution() -> None:
         return F.conv2d(x, centred / (w.std((1, 2, 3), keepdim=True) + 1e-5), b, 1, 1)
 
     def lean(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return ops.conv2d(x, w, b, 1, 1, standardize=True)
+        return lean_ops.conv2d(x, w, b, 1, 1, standardize=True)
 
     inputs = (tensor(2, 4, 5, 6), tensor(6, 4, 3, 3), tensor(6))
     agree(lean, stock, *inputs)
@@ -151,41 +152,45 @@ def test_standardized_convolution() -> None:
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5)])
 def test_linear(shape: tuple[int, ...]) -> None:
     inputs = (tensor(*shape), tensor(4, 5), tensor(4))
-    agree(ops.linear, F.linear, *inputs)
-    gradchecked(ops.linear, *inputs)
+    agree(lean_ops.linear, F.linear, *inputs)
+    gradchecked(lean_ops.linear, *inputs)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_group_norm(groups: int) -> None:
     inputs = (tensor(2, 8, 5, 4), tensor(8), tensor(8))
-    agree(lambda x, w, b: ops.group_norm(x, groups, w, b, 1e-3), lambda x, w, b: F.group_norm(x, groups, w, b, 1e-3), *inputs)
-    gradchecked(lambda x, w, b: ops.group_norm(x, groups, w, b, 1e-3), *inputs)
+    agree(
+        lambda x, w, b: lean_ops.group_norm(x, groups, w, b, 1e-3),
+        lambda x, w, b: F.group_norm(x, groups, w, b, 1e-3),
+        *inputs,
+    )
+    gradchecked(lambda x, w, b: lean_ops.group_norm(x, groups, w, b, 1e-3), *inputs)
 
 
 def test_frozen_batch_norm() -> None:
     mean, var = tensor(6), tensor(6).abs() + 0.5
     inputs = (tensor(2, 6, 5, 4), tensor(6), tensor(6))
     agree(
-        lambda x, w, b: ops.frozen_batch_norm(x, mean, var, w, b, 1e-3),
+        lambda x, w, b: lean_ops.frozen_batch_norm(x, mean, var, w, b, 1e-3),
         lambda x, w, b: F.batch_norm(x, mean, var, w, b, False, 0.0, 1e-3),
         *inputs,
     )
-    gradchecked(lambda x, w, b: ops.frozen_batch_norm(x, mean, var, w, b, 1e-3), *inputs)
+    gradchecked(lambda x, w, b: lean_ops.frozen_batch_norm(x, mean, var, w, b, 1e-3), *inputs)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 16), (2, 8, 4, 4), (5,)])
 @pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu"])
 def test_activations(name: str, shape: tuple[int, ...]) -> None:
     x = tensor(*shape, scale=5)
-    agree(getattr(ops, name), getattr(F, name), x)
-    gradchecked(getattr(ops, name), x)
+    agree(getattr(lean_ops, name), getattr(F, name), x)
+    gradchecked(getattr(lean_ops, name), x)
 
 
 @pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu"])
 def test_activations_at_the_kinks_and_for_nan(name: str) -> None:
     x = torch.tensor([0.0, -0.0, 6.0, 6.0001, -1.0, float("nan"), float("inf"), -float("inf")] * 3)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = getattr(ops, name)(ours), getattr(F, name)(theirs)
+    a, b = getattr(lean_ops, name)(ours), getattr(F, name)(theirs)
     torch.testing.assert_close(a, b, equal_nan=True)
     upstream = torch.randn_like(x)
     a.backward(upstream)
@@ -207,33 +212,33 @@ def test_activations_at_the_kinks_and_for_nan(name: str) -> None:
 def test_average_pooling(kernel: int, stride: int, ceil_mode: bool, include: bool, size: tuple[int, int]) -> None:
     x = tensor(2, 3, *size)
     options = (kernel, stride, kernel // 2, ceil_mode, include)
-    agree(lambda t: ops.avg_pool2d(t, *options), lambda t: F.avg_pool2d(t, *options), x)
+    agree(lambda t: lean_ops.avg_pool2d(t, *options), lambda t: F.avg_pool2d(t, *options), x)
 
 
 @pytest.mark.parametrize("keepdim", [False, True])
 def test_global_mean(keepdim: bool) -> None:
     x = tensor(2, 3, 5, 4)
-    agree(lambda t: ops.global_mean(t, keepdim), lambda t: t.mean((2, 3), keepdim=keepdim), x)
-    gradchecked(lambda t: ops.global_mean(t, keepdim), x)
+    agree(lambda t: lean_ops.global_mean(t, keepdim), lambda t: t.mean((2, 3), keepdim=keepdim), x)
+    gradchecked(lambda t: lean_ops.global_mean(t, keepdim), x)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (3, 4), (6, 8), (1, 1)])
 def test_upsampling(size: tuple[int, int]) -> None:
     x = tensor(2, 3, 3, 4)
     agree(
-        lambda t: ops.upsample_bilinear(t, size),
+        lambda t: lean_ops.upsample_bilinear(t, size),
         lambda t: F.interpolate(t, size, mode="bilinear", align_corners=False),
         x,
     )
-    gradchecked(lambda t: ops.upsample_bilinear(t, size), x)
+    gradchecked(lambda t: lean_ops.upsample_bilinear(t, size), x)
 
 
 def test_addition() -> None:
-    agree(ops.add, torch.add, tensor(2, 3, 4, 4), tensor(2, 3, 4, 4))
+    agree(add, torch.add, tensor(2, 3, 4, 4), tensor(2, 3, 4, 4))
 
 
 def test_a_gradient_of_a_gradient_is_refused() -> None:
     x = tensor(2, 3, 4, 4).requires_grad_()
-    (grad,) = torch.autograd.grad(ops.relu(x).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(lean_ops.relu(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.square().sum().backward()

@@ -76,7 +76,9 @@ KINDS = [
 
 @settings(max_examples=150, deadline=None)
 @given(
-    layers=st.lists(st.tuples(st.sampled_from(KINDS), st.lists(st.booleans(), min_size=3, max_size=3)), min_size=1, max_size=6),
+    layers=st.lists(
+        st.tuples(st.sampled_from(KINDS), st.lists(st.booleans(), min_size=3, max_size=3)), min_size=1, max_size=6
+    ),
     x_needs=st.booleans(),
     size=st.tuples(st.integers(3, 11), st.integers(3, 11)),
     recompute=st.sampled_from([None, False, True]),

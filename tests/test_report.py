@@ -36,9 +36,7 @@ __all__ = ["one_thread"]  # a fixture for this module too
 
 def evaluation(top1: float = 0.75) -> Evaluation:
     confusion = torch.tensor([[3, 1], [0, 0]])
-    return Evaluation(
-        top1=top1, balanced_accuracy=0.5, images=4, loss=0.9, confusion=confusion, majority_share=0.6
-    )
+    return Evaluation(top1=top1, balanced_accuracy=0.5, images=4, loss=0.9, confusion=confusion, majority_share=0.6)
 
 
 def epoch_info(epoch: int, validation: Evaluation | None) -> EpochInfo:
@@ -116,9 +114,7 @@ def test_one_line_each_with_plain_units(tmp_path: Path) -> None:
         (Progress(), 0, 0),
     ],
 )
-def test_resuming_drops_what_is_done_again(
-    tmp_path: Path, progress: Progress, steps: int, epochs: int
-) -> None:
+def test_resuming_drops_what_is_done_again(tmp_path: Path, progress: Progress, steps: int, epochs: int) -> None:
     path = tmp_path / "metrics.jsonl"
     write_epochs(path, 3)
     whole = path.read_bytes()
@@ -141,9 +137,7 @@ def test_a_new_run_begins_anew(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "other.jsonl") == []
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "null", '{"kind": "x"}', '{"kind": "step", "epoch": 1}', "", "\0" * 9]
-)
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"kind": "x"}', '{"kind": "step", "epoch": 1}', "", "\0" * 9])
 def test_a_damaged_line_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.jsonl"
     write_epochs(path, 1)
@@ -279,11 +273,7 @@ COLUMNS = [
     Column("ratio", "to stock", "x", 2),
 ]
 ROWS = [
-    dict(
-        zip(
-            [c.key for c in COLUMNS], ["L|B [b]", 1962310, 37_140_000, 0.955, 0.2641, 12.34, 0.5], strict=True
-        )
-    ),
+    dict(zip([c.key for c in COLUMNS], ["L|B [b]", 1962310, 37_140_000, 0.955, 0.2641, 12.34, 0.5], strict=True)),
     dict(zip([c.key for c in COLUMNS], ["ft-last", 4, 1_234_567_890, None, 2.0, 0.05, None], strict=True)),
 ]
 

@@ -179,7 +179,7 @@ def test_bad_numbers_are_refused(photos: Path, changes: dict[str, object], messa
 
 
 def test_unknown_names_are_refused(photos: Path) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'efficientnet_lite[012]'"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'efficientnet_lite[012]'"):
         spec_for(photos, backbone="efficientnet_lite")
     with pytest.raises(UnknownNameError, match="unknown method"):
         spec_for(photos, method="tinytl")

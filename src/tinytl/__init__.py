@@ -3,8 +3,8 @@
     backbone = tinytl.load("efficientnet_lite0", num_classes=2)
     print(tinytl.adapt_(backbone.model, tinytl.TINYTL_LB))
 
-`backbone.model` is then an ordinary torch.nn.Module: train it in any loop, or with `tinytl.fit`. Names are imported when
-they are first used, so that `import tinytl` costs nothing.
+`backbone.model` is then an ordinary torch.nn.Module: train it in any loop, or with `tinytl.fit`. Names are imported
+when they are first used, so that `import tinytl` costs nothing.
 """
 
 from __future__ import annotations

@@ -103,9 +103,7 @@ class Checkpointer:
     newest file was damaged and the one before was taken; it is None otherwise.
     """
 
-    def __init__(
-        self, path: Path, model: nn.Module, adaptation: Learned, settings: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, path: Path, model: nn.Module, adaptation: Learned, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.previous = self.path.with_name(self.path.name + ".prev")
         self.notice: str | None = None
@@ -187,9 +185,7 @@ def learned_tensors(model: nn.Module, adaptation: Learned) -> dict[str, Tensor]:
     keys = set(adaptation.delta_keys)
     extra = [name for name, p in model.named_parameters() if p.requires_grad and name not in keys]
     if missing or extra:
-        fault = (
-            f"{missing[0]!r} is not in the model" if missing else f"{extra[0]!r} trains but would not be kept"
-        )
+        fault = f"{missing[0]!r} is not in the model" if missing else f"{extra[0]!r} trains but would not be kept"
         raise ValueError(f"the model is not as adapt_ left it: {fault}")
     return {key: state[key] for key in adaptation.delta_keys}
 

@@ -235,8 +235,11 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], title: s
     """Return a table for the terminal: texts left, numbers right. Values are never read as markup."""
     rows = list(rows)
     result = Table(title=Text(title) if title else None, title_justify="left")
-    for column in columns:
-        result.add_column(Text(column.heading), justify="right" if _is_numeric(rows, column) else "left")
+    for index, column in enumerate(columns):
+        # the first column names the row: a narrow terminal may break the others, and cuts nothing off
+        justify = "right" if _is_numeric(rows, column) else "left"
+        width = max([len(column.format(row[column.key])) for row in rows], default=0) if index == 0 else None
+        result.add_column(Text(column.heading), justify=justify, overflow="fold", min_width=width)
     for row in rows:
         result.add_row(*(Text(column.format(row[column.key])) for column in columns))
     return result

@@ -147,9 +147,7 @@ def _load_weights_(
         )
     path = fetch(entry.source, weights) if entry.source else Path(str(weights))
     if not path.is_file():
-        raise WeightsError(
-            f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file"
-        )
+        raise WeightsError(f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file")
     state = read_state(path)
     holds_lite = _proxyless.has_lite_modules(state)
     if holds_lite and not lite:

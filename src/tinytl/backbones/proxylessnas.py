@@ -48,9 +48,7 @@ PUBLISHED_INDEX = tuple(index if index < 3 else index + 2 for index in range(len
 """Our block number -> the published one."""
 
 
-def proxylessnas_mobile(
-    norm: Norm = "bn", num_classes: int = 1000, lite: bool = False
-) -> InvertedResidualNet:
+def proxylessnas_mobile(norm: Norm = "bn", num_classes: int = 1000, lite: bool = False) -> InvertedResidualNet:
     """ProxylessNAS-Mobile with random weights; ``lite`` inserts 19 fresh lite residual modules."""
     model = InvertedResidualNet(BLOCKS, num_classes=num_classes, norm=norm)
     if lite:

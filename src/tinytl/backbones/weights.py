@@ -2,9 +2,9 @@
 
 A file is looked for in this order: the path the user gave; the pip package that ships it (found, never
 imported); the cache folder (``$TINYTL_CACHE``, else ``$XDG_CACHE_HOME/tinytl``, else ``~/.cache/tinytl``);
-the mirrors, in turn: first those of ``$TINYTL_MIRRORS`` (base addresses, separated by spaces). Every file but the user's own must have the pinned sha256. A download goes to a
-temporary file beside its destination and is renamed only when its hash is right, so that a cache never holds
-half a file.
+the mirrors, in turn: first those of ``$TINYTL_MIRRORS`` (base addresses, separated by spaces). Every file but
+the user's own must have the pinned sha256. A download goes to a temporary file beside its destination and is
+renamed only when its hash is right, so that a cache never holds half a file.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def fetch(source: WeightsSource, path: Path | None = None) -> Path:
     """
     if path is not None:
         if not path.is_file():
-            raise WeightsError(
-                f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file"
-            )
+            raise WeightsError(f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file")
         return path
     failures: list[str] = []
     packaged, cached = _in_package(source), cache_folder() / Path(source.file).name
@@ -162,9 +160,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(
-            f"the weights in {str(path)!r} are not a dictionary of tensors: save model.state_dict()"
-        )
+        raise WeightsError(f"the weights in {str(path)!r} are not a dictionary of tensors: save model.state_dict()")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -191,17 +187,11 @@ def load_strict_(
     """
     own = model.state_dict()
     theirs = {name: name for name in own} if names is None else dict(names)
-    missing = [
-        theirs[name] for name in own if theirs[name] not in state and not name.endswith("num_batches_tracked")
-    ]
+    missing = [theirs[name] for name in own if theirs[name] not in state and not name.endswith("num_batches_tracked")]
     known = {theirs[name] for name in own}
     unknown = [name for name in state if name not in known]
     pairs = [(own[name], state[theirs[name]], theirs[name]) for name in own if theirs[name] in state]
-    shapes = [
-        f"{name} {tuple(new.shape)} for {tuple(old.shape)}"
-        for old, new, name in pairs
-        if old.shape != new.shape
-    ]
+    shapes = [f"{name} {tuple(new.shape)} for {tuple(old.shape)}" for old, new, name in pairs if old.shape != new.shape]
     problems = [
         f"{len(keys)} {kind}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}"
         for kind, keys in (("missing", missing), ("unknown", unknown), ("of a wrong shape", shapes))

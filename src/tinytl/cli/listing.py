@@ -30,7 +30,7 @@ def backbones(as_json: AsJson = False) -> None:
         print(json.dumps(rows, indent=2))
         return
     columns = [Column("name", "backbone"), Column("resolution", "px"), Column("norms", "norm")]
-    columns += [Column("weights", "weights"), Column("summary", "what it is")]
+    columns.append(Column("summary", "what it is"))
     Console().print(table(rows, columns))
 
 

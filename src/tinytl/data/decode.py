@@ -160,9 +160,7 @@ def _to_rgb(image: Image.Image, png: bool) -> Image.Image:
         grey = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise _Unsupported(
-            f"has 32-bit pixels (mode {image.mode}), whose range is unknown: convert it to 8 or 16 bits"
-        )
+        raise _Unsupported(f"has 32-bit pixels (mode {image.mode}), whose range is unknown: convert it to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")

@@ -50,9 +50,7 @@ def read(root: Path) -> PhotoSet:
         lines = table.read_text(encoding="utf-8").splitlines()
         there = {path.name for path in (root / "images").iterdir()}
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the data set 'elpv' cannot be read from {str(root)!r} ({error}): {_MEND}"
-        ) from error
+        raise DataError(f"the data set 'elpv' cannot be read from {str(root)!r} ({error}): {_MEND}") from error
     items = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -62,8 +60,7 @@ def read(root: Path) -> PhotoSet:
             label = 0 if _probability(probability) >= 0.5 else 1
         except ValueError as error:
             raise DataError(
-                f"{str(table)!r}, line {number}: {line!r} is not an image, a probability and a cell "
-                f"type: {_MEND}"
+                f"{str(table)!r}, line {number}: {line!r} is not an image, a probability and a cell type: {_MEND}"
             ) from error
         path = root / name
         if path.parent != root / "images" or path.name not in there:

@@ -115,9 +115,7 @@ def scan(root: str | Path, *, classes: Sequence[str] | None = None) -> PhotoSet:
         )
     if loose:
         notes.append(f"{loose} image(s) directly in {str(root)!r} belong to no class and were left out")
-    items = [
-        (path, label) for label, folder in enumerate(folders) for path in _photos_in(folder, root, notes)
-    ]
+    items = [(path, label) for label, folder in enumerate(folders) for path in _photos_in(folder, root, notes)]
     photos = PhotoSet(root, tuple(folder.name for folder in folders), tuple(items), tuple(notes))
     return photos if classes is None else photos.aligned_to(classes)
 
@@ -159,9 +157,7 @@ def split(photos: PhotoSet, fraction: float = 0.2, seed: int = 0) -> tuple[Photo
     Raises InputError unless 0 < fraction < 1, DataError where no class has two photographs.
     """
     if not 0 < fraction < 1:
-        raise InputError(
-            f"validation fraction {fraction!r} is out of range: expected more than 0 and less than 1"
-        )
+        raise InputError(f"validation fraction {fraction!r} is out of range: expected more than 0 and less than 1")
     of_class: dict[int, list[int]] = {}
     for index, (_, label) in enumerate(photos.items):
         of_class.setdefault(label, []).append(index)
@@ -184,9 +180,7 @@ def split(photos: PhotoSet, fraction: float = 0.2, seed: int = 0) -> tuple[Photo
         tuple(item for index, item in enumerate(photos.items) if (index in chosen) is wanted)
         for wanted in (False, True)
     ]
-    return replace(photos, items=parts[0], notes=photos.notes + note), replace(
-        photos, items=parts[1], notes=()
-    )
+    return replace(photos, items=parts[0], notes=photos.notes + note), replace(photos, items=parts[1], notes=())
 
 
 def _rank(name: str, seed: int) -> bytes:
@@ -202,8 +196,7 @@ def _name_bytes(name: str) -> bytes:
 def _checked(root: Path) -> Path:
     if not os.path.exists(root):  # unlike Path.exists, False also for a name that is too long
         raise DataError(
-            f"no folder {str(root)!r}: expected one that holds a folder of photographs for each "
-            "class; check the path"
+            f"no folder {str(root)!r}: expected one that holds a folder of photographs for each class; check the path"
         )
     if not root.is_dir():
         raise DataError(
@@ -219,9 +212,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(
-            f"{str(folder)!r} cannot be read ({reason}): check the path and permissions"
-        ) from error
+        raise DataError(f"{str(folder)!r} cannot be read ({reason}): check the path and permissions") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -108,9 +108,7 @@ class Loader:
         """
         if epoch < 0 or not 0 <= start_batch <= len(self):
             raise ValueError(f"epoch {epoch}, start_batch {start_batch}: expected >= 0 and 0..{len(self)}")
-        return self._batches(
-            epoch, start_batch
-        )  # a generator of its own, so that the check above is made at once
+        return self._batches(epoch, start_batch)  # a generator of its own, so that the check above is made at once
 
     def _batches(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
         order = self.order(epoch)
@@ -126,9 +124,7 @@ class Loader:
         def fill() -> None:
             while len(under_way) < self.prefetch and (number := next(numbers, None)) is not None:
                 indices = self._indices(order, number)
-                under_way.append(
-                    (indices, [pool.submit(self._sample, epoch, int(index)) for index in indices])
-                )
+                under_way.append((indices, [pool.submit(self._sample, epoch, int(index)) for index in indices]))
 
         try:
             fill()

@@ -31,8 +31,7 @@ def resolve(spec: str | Path, *, classes: Sequence[str] | None = None) -> PhotoS
         raise UnknownNameError("data set or folder", name, DATASETS)
     also = "" if os.sep in name else f", and no data set of that name (known: {', '.join(sorted(DATASETS))})"
     raise DataError(
-        f"no folder {name!r}{also}: expected a folder that holds a folder of photographs for each class; "
-        "check the path"
+        f"no folder {name!r}{also}: expected a folder that holds a folder of photographs for each class; check the path"
     )
 
 

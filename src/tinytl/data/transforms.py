@@ -147,9 +147,7 @@ class EvalTransform:
     def __post_init__(self) -> None:
         _check_common(self.resolution, self.mean, self.std, self.interpolation)
         if not 0 < self.crop_fraction <= 1:
-            raise InputError(
-                f"crop fraction {self.crop_fraction!r} is out of range: expected 0 < fraction <= 1"
-            )
+            raise InputError(f"crop fraction {self.crop_fraction!r} is out of range: expected 0 < fraction <= 1")
 
     def __call__(self, photo: Photo, rng: np.random.Generator | None = None) -> FloatArray:
         """Return float32 (3, R, R); draws nothing. Raises DataError where the photograph cannot be read."""

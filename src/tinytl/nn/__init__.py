@@ -1,0 +1,1 @@
+"""Modules: stock building blocks, the lite residual module, and lean modules over `tinytl.ops`."""

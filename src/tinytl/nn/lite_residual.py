@@ -104,9 +104,7 @@ class LiteBlock(nn.Module):
         return out + lite
 
 
-def lite_geometry(
-    strides: Sequence[int], kernel_size: int = 5, first_resolution: int = 128
-) -> list[tuple[int, bool]]:
+def lite_geometry(strides: Sequence[int], kernel_size: int = 5, first_resolution: int = 128) -> list[tuple[int, bool]]:
     """(kernel size, pools globally) of each lite module, by the reference's rule (PAPER.md).
 
     The rule looks at a nominal resolution, not at the real one: the first block in ``strides`` sees
@@ -156,9 +154,7 @@ def insert_lite_blocks_(
         shapes.append((convs[0].in_channels, convs[-1].out_channels, stride))
     inserted = []
     geometry = lite_geometry([stride for *_, stride in shapes], kernel_size)
-    for (path, block), (in_ch, out_ch, stride), (kernel, pools_globally) in zip(
-        blocks, shapes, geometry, strict=True
-    ):
+    for (path, block), (in_ch, out_ch, stride), (kernel, pools_globally) in zip(blocks, shapes, geometry, strict=True):
         lite = lite_residual(
             in_ch,
             out_ch,

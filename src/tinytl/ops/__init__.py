@@ -1,23 +1,12 @@
-"""Lean operations: exact gradients, and for backward nothing kept but what each one's rule states."""
+"""Lean operations: exact gradients, and for backward nothing kept but what each one's rule states.
+
+`tinytl.ops.functional` has them as functions; `chain` runs a straight line of them as one.
+"""
 
 from .activation import Activation
-from .add import add
 from .batch_norm import FrozenBatchNorm
-from .chain import Stage, chain, chain_keeps, fuse, observe_chains
+from .chain import ChainKeeps, Stage, chain, chain_keeps, fuse, observe_chains
 from .conv import Conv2d, Padding
-from .functional import (
-    avg_pool2d,
-    conv2d,
-    conv2d_norm,
-    frozen_batch_norm,
-    global_mean,
-    group_norm,
-    leaky_relu,
-    linear,
-    relu,
-    relu6,
-    upsample_bilinear,
-)
 from .group_norm import GroupNorm
 from .linear import Linear
 from .pool import AvgPool2d, GlobalMean
@@ -27,6 +16,7 @@ from .weight_standardization import standardize
 __all__ = [
     "Activation",
     "AvgPool2d",
+    "ChainKeeps",
     "Conv2d",
     "FrozenBatchNorm",
     "GlobalMean",
@@ -35,21 +25,9 @@ __all__ = [
     "Padding",
     "Stage",
     "UpsampleBilinear",
-    "add",
-    "avg_pool2d",
     "chain",
     "chain_keeps",
-    "conv2d",
-    "conv2d_norm",
-    "frozen_batch_norm",
     "fuse",
-    "global_mean",
-    "group_norm",
-    "leaky_relu",
-    "linear",
     "observe_chains",
-    "relu",
-    "relu6",
     "standardize",
-    "upsample_bilinear",
 ]

@@ -1,0 +1,83 @@
+"""Put the committed results into the README, between its markers: `python -m benchmarks.readme`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tinytl.report import Column, markdown
+
+README = Path("README.md")
+STEPS, ACCURACY = Path("benchmarks/results/steps.json"), Path("benchmarks/results/accuracy.json")
+LABELS = {
+    ("ft-last", "bn", 8): "FT-Last",
+    ("tinytl-b", "bn", 8): "TinyTL-B",
+    ("tinytl-l+b", "bn", 8): "TinyTL-L+B",
+    ("tinytl-l+b", "bn", 1): "TinyTL-L+B, one image at a time",
+    ("tinytl-l+b", "gn", 8): "TinyTL-L+B, exact group norm",
+    ("ft-full", "bn", 8): "FT-Full",
+}
+
+
+def steps_table(results: dict[str, Any]) -> str:
+    """Bytes of one step, lean beside stock, and time where it was taken."""
+    times = {row["method"]: row["stock_ratio"] for row in results["time"]}
+    rows = []
+    for row in results["memory"]:
+        label = LABELS.get((row["method"], row["norm"], row["micro_batch"]))
+        if label is None:
+            continue
+        plain = row["norm"] == "bn" and row["micro_batch"] == 8
+        rows.append({**row, "label": label, "time": times.get(row["method"]) if plain else None})
+    columns = [
+        Column("label", "method"),
+        Column("kept", "kept for backward", "MB"),
+        Column("step_peak", "step adds", "MB"),
+        Column("stock_step_peak", "stock PyTorch adds", "MB"),
+        Column("peak", "all live", "MB"),
+        Column("stock_peak", "stock, all live", "MB"),
+        Column("time", "time / stock's", "x", 2),
+    ]
+    return markdown(rows, columns)
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    """Mean accuracy over the seeds."""
+    from .accuracy import summary
+
+    rows = [
+        {**row, "top1_range": _range(row, "top1"), "balanced_range": _range(row, "balanced_accuracy")}
+        for row in summary(results["runs"])
+    ]
+    columns = [
+        Column("method", "method"),
+        Column("top1_range", "top-1, mean (lowest to highest)"),
+        Column("balanced_range", "balanced accuracy"),
+        Column("delta_bytes", "learned", "MB", 2),
+    ]
+    return markdown(rows, columns)
+
+
+def _range(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.1%} ({row[f'{key}_low']:.1%} to {row[f'{key}_high']:.1%})"
+
+
+def filled(text: str) -> str:
+    """The README with its tables made from the committed JSON."""
+    for name, path, make in (("steps", STEPS, steps_table), ("accuracy", ACCURACY, accuracy_table)):
+        if path.exists():
+            table = make(json.loads(path.read_text()))
+            pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+            text = re.sub(pattern, lambda found, table=table: found[1] + table + found[2], text, flags=re.S)
+    return text
+
+
+def refresh() -> None:
+    """Write the README anew."""
+    README.write_text(filled(README.read_text()))
+
+
+if __name__ == "__main__":
+    refresh()
