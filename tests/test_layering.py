@@ -25,6 +25,7 @@ LAYERS = (
     ("engine",),
     ("delta",),
     ("report",),
+    ("trained",),
     ("run",),
     ("cli", "__main__"),
 )

@@ -13,8 +13,8 @@ from tinytl.checkpoint import Checkpointer
 from tinytl.delta import load_delta
 from tinytl.engine import EpochInfo, FitOptions
 from tinytl.errors import DeltaError, InputError, RunError, UnknownNameError
-from tinytl.methods import base_hash
-from tinytl.run import Callbacks, RunResult, TrainSpec, open_run, photos_for, prepare, train
+from tinytl.run import Callbacks, RunResult, TrainSpec, prepare, train
+from tinytl.trained import open_run, photos_for
 
 from .photographs import make_photographs
 
@@ -147,8 +147,10 @@ def test_a_folder_in_use_and_a_missing_run_are_refused(finished: RunResult, phot
 
 def test_a_delta_on_another_base_is_refused(finished: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
     delta = load_delta(finished.out / "delta.safetensors")
-    assert delta.base_hash == base_hash(prepare(finished.prepared.spec).model) or len(delta.base_hash) == 64
-    monkeypatch.setattr("tinytl.run.load_delta", lambda path: dataclasses.replace(delta, extra={"pretrained": False}))
+    assert delta.base_hash == prepare(finished.prepared.spec).adaptation.base_hash
+    monkeypatch.setattr(
+        "tinytl.trained.load_delta", lambda path: dataclasses.replace(delta, extra={"pretrained": False})
+    )
     with pytest.raises(DeltaError, match="another base"):
         open_run(finished.out)  # base_seed 0 instead of 1: other random weights
 
@@ -158,7 +160,7 @@ def test_hostile_extra_values_are_refused(
     finished: RunResult, extra: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delta = load_delta(finished.out / "delta.safetensors")
-    monkeypatch.setattr("tinytl.run.load_delta", lambda path: dataclasses.replace(delta, extra=extra))
+    monkeypatch.setattr("tinytl.trained.load_delta", lambda path: dataclasses.replace(delta, extra=extra))
     with pytest.raises(DeltaError, match="its base is described by"):
         open_run(finished.out)
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         calibrate_,
         method,
     )
-    from .run import TrainSpec, open_run, train
+    from .run import TrainSpec, train
+    from .trained import open_run
 
 __version__ = "0.1.0"
 
@@ -54,7 +55,8 @@ _HOME = {
         *("Adaptation", "Bias", "Full", "LastBlocks", "LiteResidual", "Method", "Norm"),
         *("adapt_", "calibrate_", "method"),
     ),
-    "run": ("TrainSpec", "open_run", "train"),
+    "run": ("TrainSpec", "train"),
+    "trained": ("open_run",),
 }
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
 

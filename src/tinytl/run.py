@@ -1,8 +1,7 @@
 """A run: photographs and a specification in, a folder with what was learned out.
 
 The folder holds `run.json` (the specification, written before anything else), `metrics.jsonl`, `checkpoint.safetensors`
-while it runs, and at the end `delta.safetensors` and `curves.png`. The delta is all that `open_run` needs beside the
-base network's own weights.
+while it runs, and at the end `delta.safetensors` and `curves.png`. `tinytl.trained.open_run` opens it again.
 """
 
 from __future__ import annotations
@@ -18,24 +17,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinytl.backbones import BACKBONES, Backbone, Preprocessing, load
+from tinytl.backbones import BACKBONES, Backbone, Preprocessing
 from tinytl.checkpoint import Boundary, Checkpointer
 from tinytl.data import (
     EvalTransform,
     Loader,
     PhotoSet,
     TrainTransform,
-    open_photo,
-    resolve,
     resolve_split,
 )
-from tinytl.delta import apply_delta, load_delta, save_delta
+from tinytl.delta import save_delta
 from tinytl.engine import EpochInfo, Evaluation, FitOptions, FitResult, StepInfo, evaluate, fit
-from tinytl.errors import DeltaError, InputError, RunError, UnknownNameError
+from tinytl.errors import InputError, RunError, UnknownNameError
 from tinytl.methods import Adaptation, adapt_, calibrate_, method
 from tinytl.report import MetricsLog, TensorBoardLog, plot_curves
 
 from ._atomic import write_bytes
+from .trained import base_network
 
 SMALLEST_RESOLUTION = 32
 CALIBRATION_BATCHES = 8
@@ -133,7 +131,7 @@ def prepare(spec: TrainSpec) -> Prepared:
         InputError: anything in `spec` that cannot be used.
     """
     train, validation = resolve_split(spec.photos, spec.val_fraction, spec.fit.seed)
-    backbone = _base(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
+    backbone = base_network(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
     resolution = spec.resolution or backbone.preprocessing.resolution
     chosen = method(spec.method, last_blocks=spec.last_blocks)
     adaptation = adapt_(backbone.model, chosen, resolution=resolution, seed=spec.fit.seed)
@@ -228,81 +226,6 @@ def train(
     return RunResult(out, prepared, result, final, delta.stat().st_size)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedRun:
-    """A trained network, made again from its base and its delta."""
-
-    model: nn.Module
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    adaptation: Adaptation
-
-    @property
-    def transform(self) -> EvalTransform:
-        """How a photograph becomes its input."""
-        p = self.preprocessing
-        return EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
-
-    def predict(self, path: Path, top: int = 3) -> list[dict[str, Any]]:
-        """The `top` most probable labels of a photograph: [{"label": ..., "probability": ...}, ...], best first.
-
-        Raises:
-            DataError: the file cannot be read as a photograph.
-        """
-        with open_photo(path) as photo:
-            image = torch.from_numpy(self.transform(photo))
-        with torch.inference_mode():
-            probabilities = self.model(image.unsqueeze(0)).softmax(1)[0]
-        best = probabilities.topk(min(top, len(self.classes)))
-        return [
-            {"label": self.classes[int(index)], "probability": float(probability)}
-            for probability, index in zip(best.values, best.indices, strict=True)
-        ]
-
-    def evaluate(self, photos: PhotoSet, *, batch_size: int = 8, workers: int = 2) -> Evaluation:
-        """Top-1, balanced accuracy and the rest on photographs whose classes the run knows."""
-        aligned = photos.aligned_to(self.classes)
-        return evaluate(self.model, Loader(aligned, self.transform, batch_size, shuffle=False, workers=workers))
-
-
-def open_run(path: Path, *, weights: Path | None = None) -> TrainedRun:
-    """Open a run folder, or a delta file, in evaluation mode.
-
-    Args:
-        path: a run's folder, or the delta in it.
-        weights: the base network's weights, where they cannot be had otherwise.
-
-    Raises:
-        InputError: no run there, or the base has other weights than the one it was trained on.
-    """
-    file = path / "delta.safetensors" if path.is_dir() or not path.exists() else path
-    if path.is_dir() and not file.exists() and (path / "run.json").exists():
-        raise RunError(f"{path} holds an unfinished run: finish it with `tinytl train ... --out {path} --resume`")
-    delta = load_delta(file)
-    pretrained, seed = delta.extra.get("pretrained", True), delta.extra.get("base_seed", 0)
-    if type(pretrained) is not bool or type(seed) is not int or not 0 <= seed < 2**63:
-        raise DeltaError(f"{file}: its base is described by {dict(delta.extra)!r}: expected what a run writes")
-    own = str(weights) if weights is not None else _recorded_weights(file)
-    backbone = _base(delta.backbone, pretrained, delta.norm, own, len(delta.classes), seed)
-    preprocessing = Preprocessing(**_tuples(delta.preprocessing))
-    adaptation = adapt_(backbone.model, delta.method, resolution=preprocessing.resolution, seed=seed)
-    apply_delta(backbone.model, delta, adaptation)
-    return TrainedRun(backbone.model.eval(), delta.classes, preprocessing, adaptation)
-
-
-def photos_for(run: TrainedRun, photos: str) -> PhotoSet:
-    """The photographs to evaluate a run on: a folder of class folders, some of the run's classes, or a data set."""
-    return resolve(photos, classes=run.classes)
-
-
-def _base(name: str, pretrained: bool, norm: Any, weights: str | None, classes: int, seed: int) -> Backbone:
-    """The base network: random parts (the new classifier, all of it without weights) drawn from the run's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        path = None if weights is None else Path(weights)
-        return load(name, pretrained=pretrained, norm=norm, weights=path, num_classes=classes)
-
-
 def _loaders(prepared: Prepared, workers: int) -> tuple[Loader, Loader]:
     spec, p = prepared.spec, prepared.preprocessing
     augment = TrainTransform(
@@ -339,19 +262,6 @@ def _settings(prepared: Prepared) -> dict[str, Any]:
     settings["validation_photos"] = prepared.validation.fingerprint()
     settings["classes"] = list(prepared.train.classes)
     return settings
-
-
-def _recorded_weights(delta: Path) -> str | None:
-    """The weights file that the run was given, if it lies where it lay."""
-    try:
-        recorded = json.loads((delta.parent / "run.json").read_text()).get("weights")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return recorded if isinstance(recorded, str) and Path(recorded).is_file() else None
-
-
-def _tuples(values: Any) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _all(logs: list[Any], last: Callable[[Any], object] | None) -> Callable[[Any], None]:

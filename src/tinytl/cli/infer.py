@@ -25,8 +25,8 @@ def evaluate(
 ) -> None:
     """Measure a run's accuracy on photographs that it has not seen."""
     from tinytl.report import Column, evaluation_record, table
-    from tinytl.run import open_run, photos_for
     from tinytl.run import threads as with_threads
+    from tinytl.trained import open_run, photos_for
 
     opened = open_run(run, weights=weights)
     with with_threads(threads):
@@ -54,7 +54,7 @@ def predict(
 ) -> None:
     """Label photographs, with probabilities."""
     from tinytl.errors import InputError
-    from tinytl.run import open_run
+    from tinytl.trained import open_run
 
     if top < 1:
         raise InputError(f"--top {top}: expected 1 or more")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from tinytl.errors import InputError, UnsupportedLayerError
+from tinytl.errors import InputError
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d
 from tinytl.nn.kept import kept, meta_copy
-from tinytl.nn.lean import ImageDropout, LeanLiteBlock, LeanModule, LeanResidual, LeanSequential
 from tinytl.nn.lite_residual import LiteBlock, insert_lite_blocks_
 
-from ._lowering import BATCH_NORMS, NORMS, SUPPORTED_LEAVES, Lowering
+from ._checks import check_flow, check_ready, has_module
+from ._lowering import NORMS, Lowering
 from .identity import base_hash
 from .method import Bias, Full, LastBlocks, LiteResidual, Method, Norm, Part
 
@@ -106,12 +105,12 @@ def adapt_(
     """
     method = method if isinstance(method, Method) else Method((method,))
     paths = _block_paths(model, blocks, method)
-    _check_ready(model, classifier)
+    check_ready(model, classifier)
     identity = base_hash(model, exclude=(f"{classifier}.",))
     # First on a copy without memory: what is refused is refused there, and leaves the network as it was.
     ghost = meta_copy(model)
     _prepare_(ghost, method, paths, classifier, seed)
-    _check_flow(ghost, resolution)
+    check_flow(ghost, resolution)
     kept_bytes = None
     if lean:
         _lower_(ghost)
@@ -165,14 +164,6 @@ def _lower_(model: nn.Module) -> Lowering:
     return lowering
 
 
-def _has(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
 def _block_paths(model: nn.Module, blocks: Sequence[str] | None, method: Method) -> list[str]:
     paths = list(blocks if blocks is not None else getattr(model, "block_paths", ()))
     last = method.part(LastBlocks)
@@ -182,7 +173,7 @@ def _block_paths(model: nn.Module, blocks: Sequence[str] | None, method: Method)
             "with blocks=[...]"
         )
     for path in paths:
-        if not _has(model, path):
+        if not has_module(model, path):
             raise InputError(f"no block at {path!r} in {type(model).__name__}: give paths of its modules")
     if last is not None and last.count > len(paths):
         raise InputError(f"last blocks {last.count}: the network has {len(paths)}")
@@ -232,73 +223,3 @@ def _train_from_(model: nn.Module, path: str) -> None:
         reached = reached or name.startswith(f"{path}.")
         if reached:
             parameter.requires_grad_()
-
-
-def _check_ready(model: nn.Module, classifier: str) -> None:
-    """Refuse what can be seen without running the network."""
-    if not classifier or not _has(model, classifier):
-        raise InputError(f"no classifier at {classifier!r}: give its path in the network with classifier=")
-    if not any(True for _ in model.get_submodule(classifier).parameters()):
-        raise InputError(f"the classifier at {classifier!r} has no parameters: give the path of one that has")
-    for path, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, _ADAPTED):
-            raise InputError(f"the network is adapted already ({path} is a {kind}): adapt a fresh copy of its base")
-        if not isinstance(module, _NormBase):
-            continue
-        if type(module) in BATCH_NORMS and module.running_mean is None:
-            raise UnsupportedLayerError(
-                f"{path} ({kind}): has no running statistics and normalizes by the batch that it sees; "
-                "train the network with track_running_stats=True"
-            )
-        if type(module) not in BATCH_NORMS and module.running_mean is not None:
-            raise UnsupportedLayerError(
-                f"{path} ({kind}): its statistics would change in training, only those of a plain BatchNorm2d can "
-                "be frozen; replace it by one"
-            )
-
-
-def _check_flow(ghost: nn.Module, resolution: int) -> None:
-    """Refuse a layer that is not a supported one where a gradient flows, seen by running the meta copy."""
-
-    def refuse(path: str, module: nn.Module) -> None:
-        known = ", ".join(sorted(kind.__name__ for kind in SUPPORTED_LEAVES))
-        raise UnsupportedLayerError(
-            f"{path} ({type(module).__name__}): cannot be adapted exactly; supported layers: {known}"
-        )
-
-    handles = []
-    for path, module in ghost.named_modules():
-        own = list(module.parameters(recurse=False))
-        leaf = not any(True for _ in module.children())
-        if type(module) in SUPPORTED_LEAVES or type(module) is nn.Sequential or not (leaf or own):
-            continue
-        if any(p.requires_grad for p in own):
-            refuse(path, module)
-
-        def watch(module: nn.Module, args: object, output: object, path: str = path) -> None:
-            found = output.values() if isinstance(output, dict) else output
-            tensors = found if isinstance(found, Iterable) and not isinstance(found, torch.Tensor) else (found,)
-            if any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
-                refuse(path, module)
-
-        handles.append(module.register_forward_hook(watch))
-    try:
-        with torch.enable_grad():
-            ghost.train()(torch.empty((1, 3, resolution, resolution), dtype=_kind(ghost), device="meta"))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"the network does not run on an image (1, 3, {resolution}, {resolution}): {type(error).__name__}: "
-            f"{first}; give the side that it takes with resolution="
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _kind(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters()), torch.float32)
-
-
-_ADAPTED = (LeanModule, LeanSequential, LeanResidual, LeanLiteBlock, ImageDropout, FrozenStatsBatchNorm2d)

@@ -1,0 +1,5 @@
+"""`python -m tinytl`: the command line."""
+
+from .cli import main
+
+main()

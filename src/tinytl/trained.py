@@ -1,0 +1,106 @@
+"""A finished run opened again: the base network, its delta, and what they say of photographs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinytl.backbones import Backbone, Preprocessing, load
+from tinytl.data import EvalTransform, Loader, PhotoSet, open_photo, resolve
+from tinytl.delta import apply_delta, load_delta
+from tinytl.engine import Evaluation, evaluate
+from tinytl.errors import DeltaError, RunError
+from tinytl.methods import Adaptation, adapt_
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A trained network, made again from its base and its delta."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    adaptation: Adaptation
+
+    @property
+    def transform(self) -> EvalTransform:
+        """How a photograph becomes its input."""
+        p = self.preprocessing
+        return EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+
+    def predict(self, path: Path, top: int = 3) -> list[dict[str, Any]]:
+        """The `top` most probable labels of a photograph: [{"label": ..., "probability": ...}, ...], best first.
+
+        Raises:
+            DataError: the file cannot be read as a photograph.
+        """
+        with open_photo(path) as photo:
+            image = torch.from_numpy(self.transform(photo))
+        with torch.inference_mode():
+            probabilities = self.model(image.unsqueeze(0)).softmax(1)[0]
+        best = probabilities.topk(min(top, len(self.classes)))
+        return [
+            {"label": self.classes[int(index)], "probability": float(probability)}
+            for probability, index in zip(best.values, best.indices, strict=True)
+        ]
+
+    def evaluate(self, photos: PhotoSet, *, batch_size: int = 8, workers: int = 2) -> Evaluation:
+        """Top-1, balanced accuracy and the rest on photographs whose classes the run knows."""
+        aligned = photos.aligned_to(self.classes)
+        return evaluate(self.model, Loader(aligned, self.transform, batch_size, shuffle=False, workers=workers))
+
+
+def open_run(path: Path, *, weights: Path | None = None) -> TrainedRun:
+    """Open a run folder, or a delta file, in evaluation mode.
+
+    Args:
+        path: a run's folder, or the delta in it.
+        weights: the base network's weights, where they cannot be had otherwise.
+
+    Raises:
+        InputError: no run there, or the base has other weights than the one it was trained on.
+    """
+    file = path / "delta.safetensors" if path.is_dir() or not path.exists() else path
+    if path.is_dir() and not file.exists() and (path / "run.json").exists():
+        raise RunError(f"{path} holds an unfinished run: finish it with `tinytl train ... --out {path} --resume`")
+    delta = load_delta(file)
+    pretrained, seed = delta.extra.get("pretrained", True), delta.extra.get("base_seed", 0)
+    if type(pretrained) is not bool or type(seed) is not int or not 0 <= seed < 2**63:
+        raise DeltaError(f"{file}: its base is described by {dict(delta.extra)!r}: expected what a run writes")
+    own = str(weights) if weights is not None else _recorded_weights(file)
+    backbone = base_network(delta.backbone, pretrained, delta.norm, own, len(delta.classes), seed)
+    preprocessing = Preprocessing(**_tuples(delta.preprocessing))
+    adaptation = adapt_(backbone.model, delta.method, resolution=preprocessing.resolution, seed=seed)
+    apply_delta(backbone.model, delta, adaptation)
+    return TrainedRun(backbone.model.eval(), delta.classes, preprocessing, adaptation)
+
+
+def photos_for(run: TrainedRun, photos: str) -> PhotoSet:
+    """The photographs to evaluate a run on: a folder of class folders, some of the run's classes, or a data set."""
+    return resolve(photos, classes=run.classes)
+
+
+def base_network(name: str, pretrained: bool, norm: Any, weights: str | None, classes: int, seed: int) -> Backbone:
+    """The base network: random parts (the new classifier, all of it without weights) drawn from the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        path = None if weights is None else Path(weights)
+        return load(name, pretrained=pretrained, norm=norm, weights=path, num_classes=classes)
+
+
+def _recorded_weights(delta: Path) -> str | None:
+    """The weights file that the run was given, if it lies where it lay."""
+    try:
+        recorded = json.loads((delta.parent / "run.json").read_text()).get("weights")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return recorded if isinstance(recorded, str) and Path(recorded).is_file() else None
+
+
+def _tuples(values: Any) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
