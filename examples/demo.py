@@ -25,7 +25,7 @@ from tinytl.run import RunResult, TrainSpec, train
 OUT = Path("runs/demo")
 BACKBONE = "efficientnet_lite0"
 RESOLUTION = 128
-EPOCHS = 6
+EPOCHS = 9
 LEARNING_RATE = 3e-3
 METHODS = ("ft-last", "tinytl-l+b")
 
@@ -74,6 +74,8 @@ def row(name: str, result: RunResult, seconds: float, profile: Profile) -> dict[
 def main() -> None:
     """Run both methods, measure both, print and draw."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # into a file or a pipe: one line a row
     shutil.rmtree(OUT, ignore_errors=True)
     rows, profiles = [], {}
     for name in METHODS:

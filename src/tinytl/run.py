@@ -50,6 +50,8 @@ class TrainSpec:
         resolution: pixels a side; None: the backbone's own.
         batch_size: images a step.
         val_fraction: share of each class held out for validation, unless the folder has its own split.
+        split_seed: of the choice of what is held out; not the run's seed, so that runs of several seeds are
+            compared on the same photographs.
         min_scale: smallest share of a photograph's area that a training crop takes (the paper: 0.22).
         flip, color: mirror training images; distort their brightness and saturation.
         calibrate: measure the statistics of fresh lite modules on training images before training.
@@ -66,6 +68,7 @@ class TrainSpec:
     resolution: int | None = None
     batch_size: int = 8
     val_fraction: float = 0.2
+    split_seed: int = 0
     min_scale: float = 0.22
     flip: bool = True
     color: bool = False
@@ -130,7 +133,7 @@ def prepare(spec: TrainSpec) -> Prepared:
     Raises:
         InputError: anything in `spec` that cannot be used.
     """
-    train, validation = resolve_split(spec.photos, spec.val_fraction, spec.fit.seed)
+    train, validation = resolve_split(spec.photos, spec.val_fraction, spec.split_seed)
     backbone = base_network(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
     resolution = spec.resolution or backbone.preprocessing.resolution
     chosen = method(spec.method, last_blocks=spec.last_blocks)
