@@ -1,15 +1,15 @@
 """Accuracy on real photographs over seeds, method beside method: `python -m benchmarks.accuracy`.
 
 EfficientNet-Lite0 (ImageNet weights) on elpv, the demo's recipe. A seed draws the new classifier, the lite modules, the
-order of the photographs and their augmentation; all seeds and methods are measured on the same held-out photographs. Each finished run is kept in runs/accuracy and not made again, so the
-benchmark can be cut and goes on. Writes benchmarks/results/accuracy.json and docs/benchmarks/accuracy.md.
+order of the photographs and their augmentation; all seeds and methods are measured on the same held-out photographs.
+Each finished run is kept in runs/accuracy and not made again, so the benchmark can be cut and goes on. Writes
+benchmarks/results/accuracy.json and docs/benchmarks/accuracy.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,6 @@ def one(method: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, least and most over the seeds, for each method."""
-    rows = []
-    for method in LEARNING_RATES:
-        mine = [run for run in runs if run["method"] == method]
-        if not mine:
-            continue
-        row: dict[str, Any] = {"method": method, "seeds": len(mine), "lr": LEARNING_RATES[method]}
-        for key in ("top1", "balanced_accuracy"):
-            values = [run[key] for run in mine]
-            row |= {key: statistics.mean(values), f"{key}_low": min(values), f"{key}_high": max(values)}
-        row["delta_bytes"] = mine[0]["delta_bytes"]
-        rows.append(row)
-    return rows
-
-
 def page(results: dict[str, Any]) -> str:
     """The documentation page of the committed results."""
     columns = [Column("method", "method"), Column("lr", "peak rate", digits=4)]
@@ -84,7 +68,7 @@ def page(results: dict[str, Any]) -> str:
         f"defective solar cells), {RESOLUTION} px, batch 8, {EPOCHS} epochs, seeds {list(SEEDS)}; validation on "
         f"{runs[0]['images']} held-out photographs, of which the larger class alone would get "
         f"{runs[0]['majority_share']:.1%}. torch {results['machine']['torch']}, {results['machine']['date']}. "
-        "Mean, lowest and highest over the seeds.\n\n" + markdown(summary(runs), columns)
+        "Mean, lowest and highest over the seeds.\n\n" + markdown(readme.summary(results), columns)
     )
 
 
@@ -99,7 +83,7 @@ def main() -> None:
     else:
         with threads(options.threads):
             runs = [one(method, seed) for seed in SEEDS for method in LEARNING_RATES]
-        results = {"machine": describe(), "runs": runs}
+        results = {"machine": describe(), "learning_rates": LEARNING_RATES, "runs": runs}
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     PAGE.parent.mkdir(parents=True, exist_ok=True)

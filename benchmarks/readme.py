@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,25 @@ def steps_table(results: dict[str, Any]) -> str:
     return markdown(rows, columns)
 
 
+def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Mean, least and most over the seeds, for each method."""
+    rows = []
+    for method, lr in results["learning_rates"].items():
+        mine = [run for run in results["runs"] if run["method"] == method]
+        row: dict[str, Any] = {"method": method, "seeds": len(mine), "lr": lr}
+        for key in ("top1", "balanced_accuracy"):
+            values = [run[key] for run in mine]
+            row |= {key: statistics.mean(values), f"{key}_low": min(values), f"{key}_high": max(values)}
+        row["delta_bytes"] = mine[0]["delta_bytes"]
+        rows.append(row)
+    return rows
+
+
 def accuracy_table(results: dict[str, Any]) -> str:
     """Mean accuracy over the seeds."""
-    from .accuracy import summary
-
     rows = [
         {**row, "top1_range": _range(row, "top1"), "balanced_range": _range(row, "balanced_accuracy")}
-        for row in summary(results["runs"])
+        for row in summary(results)
     ]
     columns = [
         Column("method", "method"),
