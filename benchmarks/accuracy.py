@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from examples.demo import BACKBONE, EPOCHS, LEARNING_RATE, RESOLUTION
+from tinytl._threads import threads
 from tinytl.engine import FitOptions
 from tinytl.report import Column, markdown
-from tinytl.run import TrainSpec, threads, train
+from tinytl.run import TrainSpec, train
 
 from . import readme
 from .machine import describe

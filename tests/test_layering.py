@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / "tinytl"
 
 LAYERS = (
     ("errors",),
-    ("_atomic",),
+    ("_atomic", "_threads"),
     ("ops",),
     ("nn",),
     ("backbones", "data"),  # two sides: neither knows the other
@@ -27,7 +27,8 @@ LAYERS = (
     ("report",),
     ("trained",),
     ("run",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 KNOWN_EXCEPTIONS: set[tuple[str, str]] = set()

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinytl.backbones import load
+from tinytl.backbones.proxylessnas import published_names
 from tinytl.checkpoint import Checkpointer
 from tinytl.delta import load_delta
 from tinytl.engine import EpochInfo, FitOptions
-from tinytl.errors import DeltaError, InputError, RunError, UnknownNameError
+from tinytl.errors import DeltaError, InputError, RunError, UnknownNameError, WeightsError
 from tinytl.run import Callbacks, RunResult, TrainSpec, prepare, train
 from tinytl.trained import open_run, photos_for
 
@@ -130,6 +132,51 @@ def test_calibration_is_skipped_on_request_and_matters(photos: Path, tmp_path: P
     key = "features.block1.lite.conv1.norm.running_var"
     assert torch.equal(runs[1][key], torch.ones_like(runs[1][key]))
     assert not torch.equal(runs[0][key], runs[1][key])
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_a_published_checkpoint_with_lite_modules_trains_and_opens(norm: str, photos: Path, tmp_path: Path) -> None:
+    model = load("proxylessnas_mobile", pretrained=False, norm=norm, lite=True).model  # type: ignore[arg-type]
+    state = model.state_dict()
+    torch.save({published: state[ours] for ours, published in published_names(state).items()}, tmp_path / "w.pth")
+    fit = FitOptions(epochs=1, micro_batch=2)
+    spec = spec_for(photos, pretrained=True, norm=norm, weights=str(tmp_path / "w.pth"), fit=fit)
+    result = train(spec, tmp_path / "run", workers=0)
+    assert result.prepared.adaptation.inserted == ()
+    assert sum(".lite." in name for name in result.prepared.adaptation.trained) == 19 * 5
+    opened = open_run(tmp_path / "run")
+    assert opened.evaluate(result.prepared.validation, workers=0).top1 == result.evaluation.top1
+    (tmp_path / "w.pth").unlink()
+    with pytest.raises(WeightsError, match="--weights"):
+        open_run(tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit = FitOptions(epochs=1)
+
+    def stop(info: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(spec_for(photos, fit=fit), out, workers=0, callbacks=Callbacks(on_step=stop))
+    other = spec_for(photos, fit=fit, method="ft-last")
+    result = train(other, out, resume=True, workers=0)
+    assert json.loads((out / "run.json").read_text())["method"] == "ft-last"
+    assert open_run(out).adaptation.method == result.prepared.adaptation.method
+
+
+def test_evaluating_where_it_trained_is_said(finished: RunResult, photos: Path) -> None:
+    opened = open_run(finished.out)
+    assert "trained on" in opened.notes_on(str(photos))[0]
+    assert opened.notes_on("elsewhere") == ()
+
+
+def test_of_a_folder_with_splits_what_was_held_out_is_evaluated(finished: RunResult, tmp_path: Path) -> None:
+    make_photographs(tmp_path / "train", each=3)
+    make_photographs(tmp_path / "test", each=2, seed=1)
+    opened = open_run(finished.out)
+    assert len(photos_for(opened, str(tmp_path))) == 6
 
 
 def test_resuming_with_other_settings_is_refused(finished: RunResult, photos: Path) -> None:

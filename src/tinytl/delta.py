@@ -107,6 +107,23 @@ def save_delta(
     return write_sealed(Path(path), KIND, learned_tensors(model, adaptation), metadata)
 
 
+def check_names(classes: Sequence[str], preprocessing: Mapping[str, Any]) -> None:
+    """Refuse, before training, what `save_delta` would refuse after it. Raises DeltaError."""
+    metadata = {
+        "backbone": "-",
+        "norm": "-",
+        "base_hash": "0" * 64,
+        "extra": {},
+        "method": {"parts": []},
+        "classes": list(classes),
+        "preprocessing": json.loads(json.dumps(dict(preprocessing))),
+    }
+    try:
+        _judge(metadata)
+    except DamagedFileError as error:
+        raise DeltaError(f"what would be learned could not be saved: it {error}") from error
+
+
 def load_delta(path: Path) -> Delta:
     """Read a delta. Raises DeltaError when it is missing, damaged or foreign, or holds what no delta can."""
     try:

@@ -2,8 +2,8 @@
 
 ``metrics.jsonl`` holds one object a line, of two kinds:
 
-    {"kind": "step", "epoch": 1, "step": 17, "loss": ..., "accuracy": ..., "lr": ..., ...} {"kind": "epoch",
-    "epoch": 1, "step": 40, "loss": ..., "accuracy": ..., "validation": {"top1": ..., ...}, ...}
+    {"kind": "step", "epoch": 1, "step": 17, "loss": ..., "accuracy": ..., "lr": ..., ...}
+    {"kind": "epoch", "epoch": 1, "step": 40, "loss": ..., "accuracy": ..., "validation": {"top1": ..., ...}, ...}
 
 Fractions are in [0, 1], times in seconds, memory in bytes; percent and MB (10^6 bytes) appear where something
 is printed, and nowhere else. A resumed run first drops the lines of what it does again, so every step and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -121,6 +122,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def require_tensorboard() -> None:
+    """Raise InputError when the extra is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("TensorBoard is not installed: pip install 'tinytl[tensorboard]', or leave --tensorboard out")
+
+
 class TensorBoardLog:
     """Writes the same numbers for TensorBoard (an extra: ``pip install 'tinytl[tensorboard]'``).
 
@@ -129,12 +136,9 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, resume: Progress | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "TensorBoard is not installed: pip install 'tinytl[tensorboard]', or leave --tensorboard out"
-            ) from error
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=resume.step + 1 if resume else None)
 
     def write(self, info: StepInfo | EpochInfo) -> None:

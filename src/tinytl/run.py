@@ -1,7 +1,7 @@
 """A run: photographs and a specification in, a folder with what was learned out.
 
-The folder holds `run.json` (the specification, written before anything else), `metrics.jsonl`, `checkpoint.safetensors`
-while it runs, and at the end `delta.safetensors` and `curves.png`. `tinytl.trained.open_run` opens it again.
+The folder holds `run.json` (the specification), `metrics.jsonl`, `checkpoint.safetensors`, and at the end
+`delta.safetensors` and `curves.png`. `tinytl.trained.open_run` opens it again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinytl.backbones import BACKBONES, Backbone, Preprocessing
 from tinytl.checkpoint import Boundary, Checkpointer
@@ -26,11 +25,11 @@ from tinytl.data import (
     TrainTransform,
     resolve_split,
 )
-from tinytl.delta import save_delta
+from tinytl.delta import check_names, save_delta
 from tinytl.engine import EpochInfo, Evaluation, FitOptions, FitResult, StepInfo, evaluate, fit
 from tinytl.errors import InputError, RunError, UnknownNameError
 from tinytl.methods import Adaptation, adapt_, calibrate_, method
-from tinytl.report import MetricsLog, TensorBoardLog, plot_curves
+from tinytl.report import MetricsLog, TensorBoardLog, plot_curves, require_tensorboard
 
 from ._atomic import write_bytes
 from .trained import base_network
@@ -41,7 +40,9 @@ CALIBRATION_BATCHES = 8
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """All that a run's result depends on; the command line's options have the same names.
+    """All that a run's result depends on, but for the order of float sums, which the number of threads may change.
+
+    The command line's options have the same names.
 
     Attributes:
         photos: a folder ROOT/CLASS/*.jpg, one with train/ and val/ in it, or the name of a data set.
@@ -134,13 +135,13 @@ def prepare(spec: TrainSpec) -> Prepared:
         InputError: anything in `spec` that cannot be used.
     """
     train, validation = resolve_split(spec.photos, spec.val_fraction, spec.split_seed)
+    known = BACKBONES[spec.backbone].preprocessing
+    preprocessing = replace(known, resolution=spec.resolution or known.resolution)
+    check_names(train.classes, dataclasses.asdict(preprocessing))
     backbone = base_network(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
-    resolution = spec.resolution or backbone.preprocessing.resolution
     chosen = method(spec.method, last_blocks=spec.last_blocks)
-    adaptation = adapt_(backbone.model, chosen, resolution=resolution, seed=spec.fit.seed)
-    return Prepared(
-        spec, train, validation, backbone, adaptation, replace(backbone.preprocessing, resolution=resolution)
-    )
+    adaptation = adapt_(backbone.model, chosen, resolution=preprocessing.resolution, seed=spec.fit.seed)
+    return Prepared(spec, train, validation, backbone, adaptation, preprocessing)
 
 
 def train(
@@ -168,29 +169,29 @@ def train(
     """
     callbacks = callbacks or Callbacks()
     tell = callbacks.on_notice or (lambda notice: None)
-    checkpoint_path = out / "checkpoint.safetensors"
-    if not resume and (out / "run.json").exists():
+    begun = any((out / name).exists() for name in ("checkpoint.safetensors", "delta.safetensors"))
+    if begun and not resume:
         raise RunError(f"{out} holds a run already: go on with --resume, or give another folder with --out")
-    if resume and not (out / "run.json").exists():
+    if resume and not (begun or (out / "run.json").exists()):
         raise RunError(f"{out} holds no run to resume: leave --resume out, or give the run's folder with --out")
+    # all that can be refused is refused before anything is written
     prepared = prepare(spec)
+    loader, validation = _loaders(prepared, workers)
+    if tensorboard:
+        require_tensorboard()
     for photos in (prepared.train, prepared.validation):
         for note in photos.notes:
             tell(note)
     settings = _settings(prepared)
-    if not resume:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the folder {out}: {error.strerror}; give another with --out") from error
-        write_bytes(out / "run.json", json.dumps(settings, indent=2).encode() + b"\n")
-    checkpointer = Checkpointer(checkpoint_path, prepared.model, prepared.adaptation, settings)
+    checkpointer = Checkpointer(out / "checkpoint.safetensors", prepared.model, prepared.adaptation, settings)
     at = checkpointer.load() if resume else None
     if checkpointer.notice:
         tell(checkpointer.notice)
-    loader, validation = _loaders(prepared, workers)
-    if at is None and spec.calibrate:
-        _calibrate(prepared, loader)
+    if at is None:  # nothing is learned yet: what is written down is what is asked for now
+        if spec.calibrate:
+            _calibrate(prepared, loader)
+        _make_folder(out)
+        write_bytes(out / "run.json", json.dumps(settings, indent=2).encode() + b"\n")
     if callbacks.on_start is not None:
         callbacks.on_start(prepared)
 
@@ -246,15 +247,30 @@ def _loaders(prepared: Prepared, workers: int) -> tuple[Loader, Loader]:
     return training, Loader(prepared.validation, plain, spec.batch_size, shuffle=False, workers=workers)
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {out}: {error.strerror}; give another with --out") from error
+
+
+@dataclass(frozen=True)
+class _FirstImages:
+    """The first batches of training images, in pieces of a micro-batch; decoded anew for each pass over them."""
+
+    loader: Loader
+    size: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with contextlib.closing(self.loader.epoch(0)) as batches:
+            for _, batch in zip(range(CALIBRATION_BATCHES), batches, strict=False):
+                yield from batch.images.split(self.size)
+
+
 def _calibrate(prepared: Prepared, loader: Loader) -> None:
-    if not prepared.adaptation.inserted:
-        return
-    size = prepared.spec.fit.micro_batch or prepared.spec.batch_size
-    images = []
-    with contextlib.closing(loader.epoch(0)) as batches:
-        for _, batch in zip(range(CALIBRATION_BATCHES), batches, strict=False):
-            images += batch.images.split(size)
-    calibrate_(prepared.model, prepared.adaptation, images)
+    if prepared.adaptation.inserted:
+        size = prepared.spec.fit.micro_batch or prepared.spec.batch_size
+        calibrate_(prepared.model, prepared.adaptation, _FirstImages(loader, size))
 
 
 def _settings(prepared: Prepared) -> dict[str, Any]:
@@ -275,17 +291,3 @@ def _all(logs: list[Any], last: Callable[[Any], object] | None) -> Callable[[Any
             last(info)
 
     return write
-
-
-@contextlib.contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Run with so many threads of PyTorch's, and put the old number back."""
-    before = torch.get_num_threads()
-    if count is not None:
-        if count < 1:
-            raise InputError(f"threads {count}: expected 1 or more")
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tinytl.backbones import Backbone, Preprocessing, load
-from tinytl.data import EvalTransform, Loader, PhotoSet, open_photo, resolve
+from tinytl.data import EvalTransform, Loader, PhotoSet, has_splits, open_photo, resolve, scan_splits
 from tinytl.delta import apply_delta, load_delta
 from tinytl.engine import Evaluation, evaluate
 from tinytl.errors import DeltaError, RunError
@@ -20,12 +20,27 @@ from tinytl.methods import Adaptation, adapt_
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A trained network, made again from its base and its delta."""
+    """A trained network, made again from its base and its delta.
+
+    Attributes:
+        model: in evaluation mode.
+        classes: in the order of the logits.
+        preprocessing: how its input is made.
+        adaptation: what adapt_ did.
+        trained_on: the photographs it was trained on, as given then; None where the delta lies alone.
+    """
 
     model: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     adaptation: Adaptation
+    trained_on: str | None = None
+
+    def notes_on(self, photos: str) -> tuple[str, ...]:
+        """What to know before believing an evaluation on `photos`."""
+        if photos != self.trained_on or (Path(photos).is_dir() and has_splits(Path(photos))):
+            return ()
+        return (f"{photos} is what the run was trained on: most of these photographs are not new to it",)
 
     @property
     def transform(self) -> EvalTransform:
@@ -72,16 +87,23 @@ def open_run(path: Path, *, weights: Path | None = None) -> TrainedRun:
     pretrained, seed = delta.extra.get("pretrained", True), delta.extra.get("base_seed", 0)
     if type(pretrained) is not bool or type(seed) is not int or not 0 <= seed < 2**63:
         raise DeltaError(f"{file}: its base is described by {dict(delta.extra)!r}: expected what a run writes")
-    own = str(weights) if weights is not None else _recorded_weights(file)
+    recorded = _recorded(file, "weights")
+    own = str(weights) if weights is not None else recorded if recorded and Path(recorded).is_file() else None
     backbone = base_network(delta.backbone, pretrained, delta.norm, own, len(delta.classes), seed)
-    preprocessing = Preprocessing(**_tuples(delta.preprocessing))
+    preprocessing = Preprocessing(**delta.preprocessing)
     adaptation = adapt_(backbone.model, delta.method, resolution=preprocessing.resolution, seed=seed)
     apply_delta(backbone.model, delta, adaptation)
-    return TrainedRun(backbone.model.eval(), delta.classes, preprocessing, adaptation)
+    return TrainedRun(backbone.model.eval(), delta.classes, preprocessing, adaptation, _recorded(file, "photos"))
 
 
 def photos_for(run: TrainedRun, photos: str) -> PhotoSet:
-    """The photographs to evaluate a run on: a folder of class folders, some of the run's classes, or a data set."""
+    """The photographs to evaluate a run on: a folder of class folders (some of the run's classes), or a data set.
+
+    Of a folder with train/ and val/ or test/ in it, those that are not in train/.
+    """
+    folder = Path(photos)
+    if folder.is_dir() and has_splits(folder):
+        return scan_splits(folder)[1].aligned_to(run.classes)
     return resolve(photos, classes=run.classes)
 
 
@@ -93,14 +115,10 @@ def base_network(name: str, pretrained: bool, norm: Any, weights: str | None, cl
         return load(name, pretrained=pretrained, norm=norm, weights=path, num_classes=classes)
 
 
-def _recorded_weights(delta: Path) -> str | None:
-    """The weights file that the run was given, if it lies where it lay."""
+def _recorded(delta: Path, key: str) -> str | None:
+    """What the run beside a delta was given as `key`, if it is there and a text."""
     try:
-        recorded = json.loads((delta.parent / "run.json").read_text()).get("weights")
+        value = json.loads((delta.parent / "run.json").read_text()).get(key)
     except (OSError, ValueError, AttributeError):
         return None
-    return recorded if isinstance(recorded, str) and Path(recorded).is_file() else None
-
-
-def _tuples(values: Any) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return value if isinstance(value, str) else None

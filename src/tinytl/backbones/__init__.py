@@ -91,7 +91,7 @@ def load(
     pretrained: bool = True,
     norm: Norm = "bn",
     weights: Path | None = None,
-    lite: bool = False,
+    lite: bool | None = None,
     num_classes: int | None = None,
 ) -> Backbone:
     """Load a backbone by name, in evaluation mode.
@@ -102,7 +102,7 @@ def load(
         norm: 'bn', or 'gn' (group norm with weight standardization).
         weights: a file with them, in the published key names or in our own; None: wherever they can be had.
         lite: insert lite residual modules. They take their weights from the file if it holds any, else they
-            are fresh and leave the output as it is (``Backbone.lite`` says which).
+            are fresh and leave the output as it is (``Backbone.lite`` says which). None: if the file holds any.
         num_classes: put a fresh linear classifier in place of the loaded one (initialized as torch.nn does).
 
     Raises:
@@ -137,7 +137,7 @@ def load(
 
 
 def _load_weights_(
-    model: InvertedResidualNet, name: str, entry: BackboneEntry, norm: Norm, weights: Path | None, lite: bool
+    model: InvertedResidualNet, name: str, entry: BackboneEntry, norm: Norm, weights: Path | None, lite: bool | None
 ) -> str:
     """Fill ``model``; lite residual modules are inserted only when the file holds them ('pretrained')."""
     if weights is None and entry.source is None:
@@ -150,8 +150,8 @@ def _load_weights_(
         raise WeightsError(f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file")
     state = read_state(path)
     holds_lite = _proxyless.has_lite_modules(state)
-    if holds_lite and not lite:
-        raise WeightsError(f"{str(path)!r} holds lite residual modules: ask for them with lite=True")
+    if holds_lite and lite is False:
+        raise WeightsError(f"{str(path)!r} holds lite residual modules: leave lite=False out")
     if holds_lite:
         insert_lite_blocks_(model, lite_block_paths(entry.blocks), norm=norm)
     own = any(key.startswith("features.") for key in state)

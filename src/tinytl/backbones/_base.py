@@ -13,14 +13,14 @@ from tinytl.nn.layers import Norm
 class Preprocessing:
     """How a photograph becomes the network's input (1, 3, resolution, resolution).
 
-    For evaluation: resize the shorter side to round(resolution / crop_fraction), crop the centre, divide by
-    255, subtract ``mean`` and divide by ``std``.
+    For evaluation: cut a centred square of ``crop_fraction`` of the shorter side, resize it to the resolution,
+    divide by 255, subtract ``mean`` and divide by ``std``.
 
     Attributes:
         resolution: pixels a side.
         mean, std: per channel R, G, B, in units of x / 255.
         interpolation: Pillow's name of the resampling filter, lower case ('bicubic', 'bilinear').
-        crop_fraction: share of the resized shorter side that the centre crop keeps.
+        crop_fraction: share of the shorter side that the centre crop keeps.
     """
 
     resolution: int

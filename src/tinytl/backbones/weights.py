@@ -10,6 +10,7 @@ renamed only when its hash is right, so that a cache never holds half a file.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.util
 import os
 import pickle
@@ -90,7 +91,7 @@ def fetch(source: WeightsSource, path: Path | None = None) -> Path:
     for url in (*own, *source.urls):
         try:
             return _download(url, source.sha256, cached)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, http.client.HTTPException) as error:
             failures.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
     raise WeightsError(
         f"no weights {Path(source.file).name}: {'; '.join(failures)}."

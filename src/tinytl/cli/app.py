@@ -26,7 +26,11 @@ app.command("methods")(listing.methods)
 
 
 def main() -> None:
-    """Run the command line. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted; a bug shows its traceback."""
+    """Run the command line.
+
+    Exit status: 0 done; 2 for what the user can mend (input, a full disk, a rate at which the loss is not finite), with
+    one line on stderr; 1 for what only we can; 130 interrupted. A bug shows its traceback.
+    """
     try:
         app()
     except InputError as error:
@@ -35,6 +39,3 @@ def main() -> None:
     except TinyTLError as error:
         print(f"tinytl: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("tinytl: interrupted; a training run goes on with --resume", file=sys.stderr)
-        sys.exit(130)

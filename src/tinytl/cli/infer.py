@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,21 +17,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def evaluate(
     run: Run,
-    photos: Annotated[str, typer.Argument(help="Folder ROOT/CLASS/*.jpg, or a named data set.")],
+    photos: Annotated[str, typer.Argument(help="Folder ROOT/CLASS/*.jpg (or its val/ or test/), or a data set.")],
     weights: Weights = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
     workers: Annotated[int, typer.Option(help="Threads that decode photographs.")] = 2,
     threads: Annotated[int | None, typer.Option(help="Threads that compute.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run's accuracy on photographs that it has not seen."""
+    """Measure a run's accuracy on photographs; give it some that it has not seen."""
+    from tinytl._threads import threads as with_threads
     from tinytl.report import Column, evaluation_record, table
-    from tinytl.run import threads as with_threads
     from tinytl.trained import open_run, photos_for
 
     opened = open_run(run, weights=weights)
+    chosen = photos_for(opened, photos)
+    for note in (*chosen.notes, *opened.notes_on(photos)):
+        print(f"note: {note}", file=sys.stderr)
     with with_threads(threads):
-        found = opened.evaluate(photos_for(opened, photos), batch_size=batch_size, workers=workers)
+        found = opened.evaluate(chosen, batch_size=batch_size, workers=workers)
     record = evaluation_record(found, confusion=as_json)
     if as_json:
         print(json.dumps({**record, "classes": list(opened.classes)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,9 +45,9 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the last line only.")] = False,
 ) -> None:
     """Fine-tune a backbone on photographs and leave the run in a folder."""
+    from tinytl._threads import threads as with_threads
     from tinytl.engine import FitOptions
     from tinytl.run import TrainSpec
-    from tinytl.run import threads as with_threads
     from tinytl.run import train as run_train
 
     spec = TrainSpec(
@@ -77,15 +78,20 @@ def train(
         ),
     )
     console = Console(quiet=quiet)
-    with with_threads(threads), TrainingDisplay(console) as display:
-        result = run_train(
-            spec, out, resume=resume, workers=workers, tensorboard=tensorboard, callbacks=display.callbacks()
-        )
+    try:
+        with with_threads(threads), TrainingDisplay(console) as display:
+            result = run_train(
+                spec, out, resume=resume, workers=workers, tensorboard=tensorboard, callbacks=display.callbacks()
+            )
+    except KeyboardInterrupt:
+        print(f"tinytl: interrupted; the same command with --resume goes on from {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
     e = result.evaluation
     Console().print(
         f"top-1 {e.top1:.1%}, balanced {e.balanced_accuracy:.1%} (largest class alone: {e.majority_share:.1%}) "
         f"on {e.images} held-out photographs; learned {result.delta_bytes / 1e6:.2f} MB in {out}",
         soft_wrap=True,
+        markup=False,
     )
 
 

@@ -62,7 +62,7 @@ def evaluate(model: nn.Module, loader: BatchSource, *, micro_batch: int | None =
     ``micro_batch`` bounds the images put through the model at once. Raises InputError when there is no image.
     """
     device = next(model.parameters()).device
-    was_training = model.training
+    modes = module_modes(model)
     model.eval()
     guessed: list[Tensor] = []
     actual: list[Tensor] = []
@@ -78,7 +78,7 @@ def evaluate(model: nn.Module, loader: BatchSource, *, micro_batch: int | None =
                     guessed.append(logits.argmax(1).cpu())
                     actual.append(labels.cpu())
     finally:
-        model.train(was_training)
+        restore_modes(modes)
     if not actual:
         raise InputError("there is no image to evaluate on: the loader is empty")
     pairs = torch.cat(actual) * classes + torch.cat(guessed)
@@ -94,6 +94,17 @@ def evaluate(model: nn.Module, loader: BatchSource, *, micro_batch: int | None =
         confusion=confusion,
         majority_share=int(support.max()) / images,
     )
+
+
+def module_modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Which modules are in training mode: each for itself, since a user may have frozen some."""
+    return [(module, module.training) for module in model.modules()]
+
+
+def restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Put every module back into the mode that it had."""
+    for module, training in modes:
+        module.training = training
 
 
 @contextlib.contextmanager

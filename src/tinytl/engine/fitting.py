@@ -1,4 +1,4 @@
-"""Training and evaluation: plain loops over batches and micro-batches.
+"""Training: plain loops over batches and micro-batches.
 
 One step on a batch of N images, run as micro-batches of n_1 + n_2 + ... = N images:
 
@@ -31,7 +31,7 @@ from torch import nn
 from tinytl.checkpoint import Boundary, Progress, Resume, load_optimizer
 from tinytl.errors import InputError, RunError
 
-from .evaluation import BatchSource, LabelledBatch, closing, evaluate
+from .evaluation import BatchSource, LabelledBatch, closing, evaluate, module_modes, restore_modes
 from .infos import EpochInfo, FitResult, StepInfo, peak_bytes
 from .optimizer import learning_rate, make_optimizer, match_strides, seed_generators
 from .options import FitOptions
@@ -68,7 +68,7 @@ def fit(
         _check_progress(at, options.epochs, batches)
         load_optimizer(optimizer, names, resume)
     device = parameters[0].device
-    was_training = model.training
+    modes = module_modes(model)
     infos: list[EpochInfo] = []
     begun = time.perf_counter()
 
@@ -154,7 +154,7 @@ def fit(
                 on_epoch(info)
             if on_boundary is not None:
                 on_boundary(Boundary(at, True, optimizer, names))
-    model.train(was_training)
+    restore_modes(modes)
     return FitResult(
         epochs=tuple(infos),
         validation=infos[-1].validation if infos else None,

@@ -39,6 +39,8 @@ class FitOptions:
     def __post_init__(self) -> None:
         _whole("epochs", self.epochs, 1)
         _whole("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise InputError(f"seed is {self.seed}, expected less than 2**63")
         _whole("warmup_epochs", self.warmup_epochs, 0)
         if self.micro_batch is not None:
             _whole("micro_batch", self.micro_batch, 1)

@@ -1,8 +1,9 @@
 """One training step of one method, every figure about it: counted, kept, measured, and stock PyTorch beside it.
 
 Stock is the same method in plain PyTorch (`adapt_(..., lean=False)`): same parameters train, same frozen statistics.
-It is measured in both memory layouts and the better of each figure is reported, so that the comparison is with stock
-at its best. What is compared is timed in turns, so that a machine that slows down slows down for all.
+It is measured in both memory layouts, and the lower bytes and the lower time are reported, so that the comparison is
+with stock at its best (the fresh processes that tell the resident set run it contiguous). What is compared is timed in
+turns, so that a machine that slows down slows down for all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinytl._threads import threads
 from tinytl.backbones import load
 from tinytl.errors import InputError
 from tinytl.methods import Adaptation, adapt_, method
@@ -77,11 +79,12 @@ class Profile:
 
     Attributes:
         spec: the step.
-        counted: by the paper's rule.
+        counted: by the paper's rule, for one micro-batch.
         kept: by the operations' rules, for one micro-batch.
         adaptation: what adapt_ did.
         lean, stock: measured; stock only where it was asked for.
         compiled: whether the compiled passes were there.
+        threads: that computed.
     """
 
     spec: StepSpec
@@ -91,12 +94,13 @@ class Profile:
     lean: Figures
     stock: Figures | None
     compiled: bool
+    threads: int
 
     def to_json(self) -> dict[str, Any]:
         """As `tinytl profile --json` prints it; all bytes and seconds."""
         found: dict[str, Any] = {
             **{key: value for key, value in dataclasses.asdict(self.spec).items() if key != "lean"},
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "torch": torch.__version__,
             "compiled_passes": self.compiled,
             "counted": self.counted.total_bytes,
@@ -125,11 +129,14 @@ def profile_step(spec: StepSpec, *, compare_stock: bool = False, repeats: int = 
         InputError: unknown names, or numbers that cannot be.
     """
     _check(spec)
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
-    counted = count(_network(replace(spec, lean=False))[0], _shape(spec, spec.batch_size))
-    model, adaptation = _network(replace(spec, lean=True))
+    with threads(spec.threads):
+        return _profile(spec, compare_stock, repeats, rss)
+
+
+def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Profile:
     size = min(spec.micro_batch or spec.batch_size, spec.batch_size)
+    counted = count(_network(replace(spec, lean=False))[0], _shape(spec, size))
+    model, adaptation = _network(replace(spec, lean=True))
     ledger = kept(model, _shape(spec, size))
     lean = [_make_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
     stock: list[Candidate] = []
@@ -144,6 +151,7 @@ def profile_step(spec: StepSpec, *, compare_stock: bool = False, repeats: int = 
         lean=_figures(lean, seconds[:1], _rss(replace(spec, lean=True), rss)),
         stock=_figures(stock, seconds[1:], _rss(replace(spec, lean=False), rss)) if stock else None,
         compiled=KERNELS is not None,
+        threads=torch.get_num_threads(),
     )
 
 

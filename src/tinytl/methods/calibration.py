@@ -25,8 +25,9 @@ from .adaptation import Adaptation
 def calibrate_(model: nn.Module, adaptation: Adaptation, images: Iterable[Tensor]) -> int:
     """Set the statistics of every batch norm that `adapt_` inserted to those of `images`, batches (N, 3, H, W).
 
-    One pass over the images for each normalization along a module (two), since the second sees what the first makes
-    of them. Returns the number of normalizations set: 0 where none was inserted, or where they are group norms.
+    `images` may be anything that can be gone over more than once; an iterator is read into a list first. One pass over
+    the images for each normalization along a module (two), since the second sees what the first makes of them. Returns
+    the number of normalizations set: 0 where none was inserted, or where they are group norms.
 
     Raises:
         InputError: there are statistics to set, and no images.
@@ -35,11 +36,9 @@ def calibrate_(model: nn.Module, adaptation: Adaptation, images: Iterable[Tensor
     depths = max((len(_normalized(site)) for site in sites), default=0)
     if not depths:
         return 0
-    batches = list(images)
-    if not batches:
-        raise InputError("no images to calibrate the lite residual modules with: give one batch at least")
+    batches = images if iter(images) is not images else list(images)  # an iterator could be read only once
     modes = [(module, module.training) for module in model.modules()]
-    found = 0
+    found, seen = 0, False
     try:
         model.eval()
         for depth in range(depths):
@@ -48,9 +47,12 @@ def calibrate_(model: nn.Module, adaptation: Adaptation, images: Iterable[Tensor
             try:
                 for batch in batches:
                     model(batch)
+                    seen = True
             finally:
                 for handle in handles:
                     handle.remove()
+            if not seen:
+                raise InputError("no images to calibrate the lite residual modules with: give one batch at least")
             for entry in moments:
                 entry.store()
             found += len(moments)
@@ -94,10 +96,9 @@ class _Moments:
                 y = layer(y)
             if isinstance(self._layer, LeanConv2d):
                 y = chain(y, [self._layer.without_norm()])
-            y = y.double()
             self._count += y.numel() // y.shape[1]
-            self._sum = self._sum + y.sum((0, 2, 3)).cpu()
-            self._square = self._square + y.square().sum((0, 2, 3)).cpu()
+            self._sum = self._sum + y.sum((0, 2, 3), dtype=torch.float64).cpu()
+            self._square = self._square + y.square().sum((0, 2, 3), dtype=torch.float64).cpu()
 
         return add
 

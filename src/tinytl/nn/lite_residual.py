@@ -12,6 +12,7 @@ gradient reaches only that scale and shift; the convolutions follow one step lat
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -148,6 +149,12 @@ def insert_lite_blocks_(
         if isinstance(block, LiteBlock) or not convs:
             why = "has a lite residual module already" if convs else "has no convolution"
             raise InputError(f"cannot insert a lite residual module at {path!r}: it {why}")
+        for first, second in itertools.pairwise(convs):
+            if first.out_channels != second.in_channels:
+                raise InputError(
+                    f"cannot insert a lite residual module at {path!r}: its convolutions do not follow one another "
+                    f"({first.out_channels} channels, then {second.in_channels}); name a block without branches"
+                )
         stride = 1
         for conv in convs:
             stride *= conv.stride[0]

@@ -25,7 +25,7 @@ from ._op import NOTHING, Gradients, Keeps, Needs, Op, Shape, Tensors
 
 @dataclass(frozen=True)
 class Activation(Op):
-    """A piecewise linear activation; `relu`, `relu6` and `leaky_relu` name the usual ones."""
+    """A piecewise linear activation; ReLU by default, ReLU6 with `hi=6`, LeakyReLU with a `slope`."""
 
     lo: float = 0.0
     hi: float = math.inf
@@ -56,18 +56,3 @@ class Activation(Op):
     def keeps(self, x_shape: Shape, dtype: torch.dtype, needs: Needs) -> Keeps:
         """One bit an element."""
         return Keeps(extra_bytes=mask_bytes(math.prod(x_shape))) if needs.x else NOTHING
-
-
-def relu() -> Activation:
-    """max(x, 0)."""
-    return Activation()
-
-
-def relu6() -> Activation:
-    """min(max(x, 0), 6)."""
-    return Activation(hi=6.0)
-
-
-def leaky_relu(slope: float = 0.01) -> Activation:
-    """`x` where positive, `slope * x` elsewhere; `slope` is any finite number."""
-    return Activation(slope=slope)
