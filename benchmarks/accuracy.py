@@ -29,9 +29,14 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = {"ft-last": LEARNING_RATE, "tinytl-l+b": LEARNING_RATE, "ft-full": 2e-4}
 
 
+def folder(method: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return RUNS / f"{method}-{seed}"
+
+
 def one(method: str, seed: int) -> dict[str, Any]:
     """Train once, or read what an earlier call found."""
-    out = RUNS / f"{method}-{seed}"
+    out = folder(method, seed)
     done = out / "result.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -54,7 +59,7 @@ def one(method: str, seed: int) -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """The documentation page of the committed results."""
-    columns = [Column("method", "method"), Column("lr", "peak rate", digits=4)]
+    columns = [Column("method", "method"), Column("seeds", "seeds"), Column("lr", "peak rate", digits=4)]
     for key, heading in (("top1", "top-1"), ("balanced_accuracy", "balanced")):
         columns += [
             Column(key, heading, "%"),
@@ -66,7 +71,7 @@ def page(results: dict[str, Any]) -> str:
     return (
         "# Accuracy on photographs\n\n"
         f"Made by `python -m benchmarks.accuracy`; do not edit. {BACKBONE} (ImageNet weights) on elpv (functional or "
-        f"defective solar cells), {RESOLUTION} px, batch 8, {EPOCHS} epochs, seeds {list(SEEDS)}; validation on "
+        f"defective solar cells), {RESOLUTION} px, batch 8, {EPOCHS} epochs, seeds from {list(SEEDS)}; validation on "
         f"{runs[0]['images']} held-out photographs, of which the larger class alone would get "
         f"{runs[0]['majority_share']:.1%}. torch {results['machine']['torch']}, {results['machine']['date']}. "
         "Mean, lowest and highest over the seeds.\n\n" + markdown(readme.summary(results), columns)
@@ -77,13 +82,17 @@ def main() -> None:
     """Train what is missing, write the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--as-is", action="store_true", help="report the runs that are finished, train nothing")
     parser.add_argument("--page-only", action="store_true", help="write the page from the committed JSON")
     options = parser.parse_args()
     if options.page_only:
         results = json.loads(RESULTS.read_text())
     else:
+        wanted = [(method, seed) for seed in SEEDS for method in LEARNING_RATES]
+        if options.as_is:
+            wanted = [(method, seed) for method, seed in wanted if (folder(method, seed) / "result.json").exists()]
         with threads(options.threads):
-            runs = [one(method, seed) for seed in SEEDS for method in LEARNING_RATES]
+            runs = [one(method, seed) for method, seed in wanted]
         results = {"machine": describe(), "learning_rates": LEARNING_RATES, "runs": runs}
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")

@@ -66,6 +66,7 @@ def accuracy_table(results: dict[str, Any]) -> str:
     ]
     columns = [
         Column("method", "method"),
+        Column("seeds", "seeds"),
         Column("top1_range", "top-1, mean (lowest to highest)"),
         Column("balanced_range", "balanced accuracy"),
         Column("delta_bytes", "learned", "MB", 2),

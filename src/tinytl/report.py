@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.util
 import io
 import json
 import os
@@ -122,10 +121,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def require_tensorboard() -> None:
-    """Raise InputError when the extra is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("TensorBoard is not installed: pip install 'tinytl[tensorboard]', or leave --tensorboard out")
+def require_tensorboard() -> Any:
+    """TensorBoard's SummaryWriter class. Raises InputError when the extra is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "TensorBoard is not installed: pip install 'tinytl[tensorboard]', or leave --tensorboard out"
+        ) from error
+    return SummaryWriter
 
 
 class TensorBoardLog:
@@ -136,10 +140,7 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, resume: Progress | None = None) -> None:
-        require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=resume.step + 1 if resume else None)
+        self._writer = require_tensorboard()(str(folder), purge_step=resume.step + 1 if resume else None)
 
     def write(self, info: StepInfo | EpochInfo) -> None:
         """Add the scalars of one step or epoch, at the global step."""
