@@ -25,7 +25,7 @@ from tinytl.run import RunResult, TrainSpec, train
 OUT = Path("runs/demo")
 BACKBONE = "efficientnet_lite0"
 RESOLUTION = 128
-EPOCHS = 9
+EPOCHS = 5
 LEARNING_RATE = 3e-3
 METHODS = ("ft-last", "tinytl-l+b")
 
