@@ -1,7 +1,8 @@
 """Accuracy on real photographs over seeds, method beside method: `python -m benchmarks.accuracy`.
 
-EfficientNet-Lite0 (ImageNet weights) on elpv, the demo's recipe for longer. A seed draws the new classifier, the lite modules, the
-order of the photographs and their augmentation; all seeds and methods are measured on the same held-out photographs.
+EfficientNet-Lite0 (ImageNet weights) on elpv, the demo's recipe for longer. A seed draws the new classifier, the lite
+modules, the order of the photographs and their augmentation; all seeds and methods are measured on the same held-out
+photographs.
 Each finished run is kept in runs/accuracy and not made again, so the benchmark can be cut and goes on. Writes
 benchmarks/results/accuracy.json and docs/benchmarks/accuracy.md.
 """
