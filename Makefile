@@ -12,7 +12,7 @@ setup: .venv/.ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=23.1" "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[dev,demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation "$(TORCH)" --editable ".[dev,demo]"
 	touch $@
 
 demo: setup

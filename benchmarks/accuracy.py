@@ -18,7 +18,8 @@ from examples.demo import BACKBONE, LEARNING_RATE, RESOLUTION
 from tinytl._threads import threads
 from tinytl.engine import FitOptions
 from tinytl.report import Column, markdown
-from tinytl.run import TrainSpec, train
+from tinytl.run import train
+from tinytl.spec import TrainSpec
 
 from . import readme
 from .machine import describe

@@ -20,7 +20,8 @@ from tinytl.cli.train import TrainingDisplay
 from tinytl.engine import FitOptions
 from tinytl.memory import Profile, StepSpec, draw_timelines, profile_step
 from tinytl.report import Column, table
-from tinytl.run import RunResult, TrainSpec, train
+from tinytl.run import RunResult, train
+from tinytl.spec import TrainSpec
 
 OUT = Path("runs/demo")
 BACKBONE = "efficientnet_lite0"

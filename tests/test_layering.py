@@ -26,6 +26,7 @@ LAYERS = (
     ("delta",),
     ("report",),
     ("trained",),
+    ("spec",),
     ("run",),
     ("cli",),
     ("__main__",),

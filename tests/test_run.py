@@ -15,7 +15,8 @@ from tinytl.checkpoint import Checkpointer
 from tinytl.delta import load_delta
 from tinytl.engine import EpochInfo, FitOptions
 from tinytl.errors import DeltaError, InputError, RunError, UnknownNameError, WeightsError
-from tinytl.run import Callbacks, RunResult, TrainSpec, prepare, train
+from tinytl.run import Callbacks, RunResult, prepare, train
+from tinytl.spec import RunOptions, TrainSpec
 from tinytl.trained import open_run, photos_for
 
 from .photographs import make_photographs
@@ -37,7 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     torch.set_num_threads(1)
-    return train(spec_for(photos), tmp_path_factory.mktemp("run") / "run", workers=1)
+    return train(spec_for(photos), tmp_path_factory.mktemp("run") / "run", options=RunOptions(workers=1))
 
 
 def test_a_run_leaves_what_it_should(finished: RunResult) -> None:
@@ -99,11 +100,11 @@ def test_a_run_cut_after_an_epoch_ends_in_the_same_bits(finished: RunResult, pho
 
     out = tmp_path / "run"
     with pytest.raises(Cut):
-        train(spec_for(photos), out, workers=1, callbacks=Callbacks(on_epoch=cut))
+        train(spec_for(photos), out, options=RunOptions(workers=1), callbacks=Callbacks(on_epoch=cut))
     assert not (out / "delta.safetensors").exists()
     with pytest.raises(RunError, match="unfinished"):
         open_run(out)
-    resumed = train(spec_for(photos), out, resume=True, workers=2)
+    resumed = train(spec_for(photos), out, resume=True, options=RunOptions(workers=2))
     assert (out / "delta.safetensors").read_bytes() == (finished.out / "delta.safetensors").read_bytes()
     assert resumed.evaluation.top1 == finished.evaluation.top1
     again = train(spec_for(photos), out, resume=True)  # finished: nothing is left to do
@@ -116,7 +117,7 @@ def test_micro_batches_take_the_same_steps(photos: Path, tmp_path: Path) -> None
     found = []
     for size in (None, 1):
         fit = FitOptions(epochs=2, lr=0.05, optimizer="sgd", micro_batch=size)
-        result = train(spec_for(photos, fit=fit), tmp_path / str(size), workers=0)
+        result = train(spec_for(photos, fit=fit), tmp_path / str(size), options=RunOptions(workers=0))
         found.append((result.prepared.model.state_dict(), result.prepared.adaptation.trained))
     (whole, trained), (pieces, _) = found
     for name in trained:
@@ -126,7 +127,9 @@ def test_micro_batches_take_the_same_steps(photos: Path, tmp_path: Path) -> None
 def test_calibration_is_skipped_on_request_and_matters(photos: Path, tmp_path: Path) -> None:
     fit = FitOptions(epochs=1, lr=1e-9)
     runs = [
-        train(spec_for(photos, calibrate=on, fit=fit), tmp_path / str(on), workers=0).prepared.model.state_dict()
+        train(
+            spec_for(photos, calibrate=on, fit=fit), tmp_path / str(on), options=RunOptions(workers=0)
+        ).prepared.model.state_dict()
         for on in (True, False)
     ]
     key = "features.block1.lite.conv1.norm.running_var"
@@ -141,7 +144,7 @@ def test_a_published_checkpoint_with_lite_modules_trains_and_opens(norm: str, ph
     torch.save({published: state[ours] for ours, published in published_names(state).items()}, tmp_path / "w.pth")
     fit = FitOptions(epochs=1, micro_batch=2)
     spec = spec_for(photos, pretrained=True, norm=norm, weights=str(tmp_path / "w.pth"), fit=fit)
-    result = train(spec, tmp_path / "run", workers=0)
+    result = train(spec, tmp_path / "run", options=RunOptions(workers=0))
     assert result.prepared.adaptation.inserted == ()
     assert sum(".lite." in name for name in result.prepared.adaptation.trained) == 19 * 5
     opened = open_run(tmp_path / "run")
@@ -159,9 +162,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(photos: Path, tmp_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(spec_for(photos, fit=fit), out, workers=0, callbacks=Callbacks(on_step=stop))
+        train(spec_for(photos, fit=fit), out, options=RunOptions(workers=0), callbacks=Callbacks(on_step=stop))
     other = spec_for(photos, fit=fit, method="ft-last")
-    result = train(other, out, resume=True, workers=0)
+    result = train(other, out, resume=True, options=RunOptions(workers=0))
     assert json.loads((out / "run.json").read_text())["method"] == "ft-last"
     assert open_run(out).adaptation.method == result.prepared.adaptation.method
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         calibrate_,
         method,
     )
-    from .run import TrainSpec, train
+    from .run import train
+    from .spec import RunOptions, TrainSpec
     from .trained import open_run
 
 __version__ = "0.1.0"
@@ -55,7 +56,8 @@ _HOME = {
         *("Adaptation", "Bias", "Full", "LastBlocks", "LiteResidual", "Method", "Norm"),
         *("adapt_", "calibrate_", "method"),
     ),
-    "run": ("TrainSpec", "train"),
+    "run": ("train",),
+    "spec": ("RunOptions", "TrainSpec"),
     "trained": ("open_run",),
 }
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
@@ -83,6 +85,7 @@ __all__ = [
     "Method",
     "Norm",
     "Profile",
+    "RunOptions",
     "StepSpec",
     "TinyTLError",
     "TrainSpec",

@@ -26,68 +26,16 @@ from tinytl.data import (
     resolve_split,
 )
 from tinytl.delta import check_names, save_delta
-from tinytl.engine import EpochInfo, Evaluation, FitOptions, FitResult, StepInfo, evaluate, fit
-from tinytl.errors import InputError, RunError, UnknownNameError
+from tinytl.engine import EpochInfo, Evaluation, FitResult, StepInfo, evaluate, fit
+from tinytl.errors import RunError
 from tinytl.methods import Adaptation, adapt_, calibrate_, method
 from tinytl.report import MetricsLog, TensorBoardLog, plot_curves, require_tensorboard
+from tinytl.spec import RunOptions, TrainSpec
 
 from ._atomic import write_bytes
 from .trained import base_network
 
-SMALLEST_RESOLUTION = 32
 CALIBRATION_BATCHES = 8
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """All that a run's result depends on, but for the order of float sums, which the number of threads may change.
-
-    The command line's options have the same names.
-
-    Attributes:
-        photos: a folder ROOT/CLASS/*.jpg, one with train/ and val/ in it, or the name of a data set.
-        backbone, norm, weights, pretrained: as for `tinytl.backbones.load`.
-        method, last_blocks: as for `tinytl.methods.method`.
-        resolution: pixels a side; None: the backbone's own.
-        batch_size: images a step.
-        val_fraction: share of each class held out for validation, unless the folder has its own split.
-        split_seed: of the choice of what is held out; not the run's seed, so that runs of several seeds are
-            compared on the same photographs.
-        min_scale: smallest share of a photograph's area that a training crop takes (the paper: 0.22).
-        flip, color: mirror training images; distort their brightness and saturation.
-        calibrate: measure the statistics of fresh lite modules on training images before training.
-        fit: how to train; its seed is the run's seed.
-    """
-
-    photos: str
-    backbone: str = "efficientnet_lite0"
-    method: str = "tinytl-l+b"
-    last_blocks: int = 0
-    norm: str = "bn"
-    weights: str | None = None
-    pretrained: bool = True
-    resolution: int | None = None
-    batch_size: int = 8
-    val_fraction: float = 0.2
-    split_seed: int = 0
-    min_scale: float = 0.22
-    flip: bool = True
-    color: bool = False
-    calibrate: bool = True
-    fit: FitOptions = dataclasses.field(default_factory=FitOptions)
-
-    def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise UnknownNameError("backbone", self.backbone, BACKBONES)
-        method(self.method, last_blocks=self.last_blocks)
-        if self.resolution is not None and self.resolution < SMALLEST_RESOLUTION:
-            raise InputError(f"resolution {self.resolution}: expected {SMALLEST_RESOLUTION} pixels or more")
-        if self.batch_size < 1:
-            raise InputError(f"batch size {self.batch_size}: expected 1 or more")
-        if not 0.0 < self.val_fraction < 1.0:
-            raise InputError(f"validation fraction {self.val_fraction}: expected more than 0 and less than 1")
-        if not 0.0 < self.min_scale <= 1.0:
-            raise InputError(f"smallest crop scale {self.min_scale}: expected more than 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -148,9 +96,8 @@ def train(
     spec: TrainSpec,
     out: Path,
     *,
+    options: RunOptions | None = None,
     resume: bool = False,
-    workers: int = 2,
-    tensorboard: bool = False,
     callbacks: Callbacks | None = None,
 ) -> RunResult:
     """Train as `spec` says and leave the run in the folder `out`.
@@ -158,16 +105,15 @@ def train(
     Args:
         spec: what to train on, and how.
         out: made if missing; refused if it holds a run already, unless `resume`.
+        options: how to carry it out; the result does not depend on it.
         resume: go on from the folder's checkpoint; a finished run is only evaluated again.
-        workers: threads that decode photographs.
-        tensorboard: also write event files into `out`/tensorboard.
         callbacks: what to tell while it goes.
 
     Raises:
         InputError: something in `spec` or `out` cannot be used; RunError: the loss is not finite, or the folder
             cannot be written or resumed.
     """
-    callbacks = callbacks or Callbacks()
+    options, callbacks = options or RunOptions(), callbacks or Callbacks()
     tell = callbacks.on_notice or (lambda notice: None)
     begun = any((out / name).exists() for name in ("checkpoint.safetensors", "delta.safetensors"))
     if begun and not resume:
@@ -176,8 +122,8 @@ def train(
         raise RunError(f"{out} holds no run to resume: leave --resume out, or give the run's folder with --out")
     # all that can be refused is refused before anything is written
     prepared = prepare(spec)
-    loader, validation = _loaders(prepared, workers)
-    if tensorboard:
+    loader, validation = _loaders(prepared, options.workers)
+    if options.tensorboard:
         require_tensorboard()
     for photos in (prepared.train, prepared.validation):
         for note in photos.notes:
@@ -202,7 +148,7 @@ def train(
     with contextlib.ExitStack() as stack:
         progress = at.progress if at is not None else None
         logs: list[Any] = [stack.enter_context(MetricsLog(out / "metrics.jsonl", progress))]
-        if tensorboard:
+        if options.tensorboard:
             logs.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", progress))))
         result = fit(
             prepared.model,

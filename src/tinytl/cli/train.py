@@ -47,8 +47,8 @@ def train(
     """Fine-tune a backbone on photographs and leave the run in a folder."""
     from tinytl._threads import threads as with_threads
     from tinytl.engine import FitOptions
-    from tinytl.run import TrainSpec
     from tinytl.run import train as run_train
+    from tinytl.spec import RunOptions, TrainSpec
 
     spec = TrainSpec(
         photos=photos,
@@ -80,9 +80,8 @@ def train(
     console = Console(quiet=quiet)
     try:
         with with_threads(threads), TrainingDisplay(console) as display:
-            result = run_train(
-                spec, out, resume=resume, workers=workers, tensorboard=tensorboard, callbacks=display.callbacks()
-            )
+            options = RunOptions(workers=workers, threads=threads, tensorboard=tensorboard)
+            result = run_train(spec, out, options=options, resume=resume, callbacks=display.callbacks())
     except KeyboardInterrupt:
         print(f"tinytl: interrupted; the same command with --resume goes on from {out}", file=sys.stderr)
         raise typer.Exit(130) from None
