@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tinytl.cli.train import TrainingDisplay
+from tinytl.cli.display import TrainingDisplay
 from tinytl.engine import FitOptions
 from tinytl.memory import Profile, StepSpec, draw_timelines, profile_step
 from tinytl.report import Column, table

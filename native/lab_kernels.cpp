@@ -1,9 +1,11 @@
-// The two memory passes that the lab needs and PyTorch has no single operator for:
+// The memory passes that the lab needs and PyTorch has no single operator for:
 //
-//   activation   y <- clamp-like activation of y, in place, and one bit an element for backward   (1 read, 1 write)
-//   masked_grad  g <- g where the bit is set, slope * g elsewhere, and its sum over rows          (1 read, 1 write)
+//   activation     y <- clamp-like activation of y, in place, and one bit an element for backward   (1 read, 1 write)
+//   masked_grad    g <- g where the bit is set, slope * g elsewhere, and its sum over rows          (1 read, 1 write)
+//   max_pool       y <- max over each window of x, and one byte an output element: which pixel won
+//   max_pool_grad  dx <- dy at the pixels that won
 //
-// In stock operators each costs three to five passes. A plain C interface, no Python headers: loaded with ctypes, so
+// In stock operators the first two cost three to five passes, and the winners eight bytes an element. A plain C interface, no Python headers: loaded with ctypes, so
 // one build serves every Python and every PyTorch. Scratch memory comes from the caller, so that the allocator that
 // the ledger watches sees every byte. OpenMP resolves to the runtime that PyTorch has already loaded: one thread pool.
 //
@@ -167,11 +169,108 @@ void masked_grad(const T* in, T* out, int64_t rows, int64_t channels, const uint
   }
 }
 
+// Geometry of a pooling, channels-last: x (n, h, w, c) -> y (n, oh, ow, c). Pixels beyond the border are never there.
+struct Pool {
+  int64_t n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
+};
+
+// One row of windows. The first pixel inside the image opens; a greater one, or a NaN, takes over.
+template <typename T>
+inline __attribute__((always_inline)) void pool_row(const T* x, T* y, uint8_t* won, const Pool& p, int64_t row) {
+  const int64_t image = row / p.oh, top = (row % p.oh) * p.sh - p.ph;
+  for (int64_t o = 0; o < p.ow; ++o) {
+    T* best = y + (row * p.ow + o) * p.c;
+    uint8_t* tap_of = won ? won + (row * p.ow + o) * p.c : nullptr;
+    const int64_t left = o * p.sw - p.pw;
+    bool open = false;
+    for (int64_t a = 0; a < p.kh; ++a) {
+      const int64_t i = top + a * p.dh;
+      if (i < 0 || i >= p.h) continue;
+      for (int64_t b = 0; b < p.kw; ++b) {
+        const int64_t j = left + b * p.dw;
+        if (j < 0 || j >= p.w) continue;
+        const T* in = x + ((image * p.h + i) * p.w + j) * p.c;
+        const uint8_t tap = uint8_t(a * p.kw + b);
+        for (int64_t c = 0; c < p.c; ++c) {
+          const bool takes = !open | (in[c] > best[c]) | (in[c] != in[c]);
+          best[c] = takes ? in[c] : best[c];
+          if (tap_of) tap_of[c] = takes ? tap : tap_of[c];
+        }
+        open = true;
+      }
+    }
+  }
+}
+
+// One row of the image: what each pixel gets from the windows that it is in.
+template <typename T>
+inline __attribute__((always_inline)) void pool_grad_row(const T* grad, const uint8_t* won, T* out, const Pool& p,
+                                                         int64_t row) {
+  const int64_t image = row / p.h, i = row % p.h;
+  for (int64_t j = 0; j < p.w; ++j) {
+    T* to = out + (row * p.w + j) * p.c;
+    for (int64_t c = 0; c < p.c; ++c) to[c] = T(0);
+    for (int64_t a = 0; a < p.kh; ++a) {
+      const int64_t down = i + p.ph - a * p.dh;
+      if (down < 0 || down % p.sh || down / p.sh >= p.oh) continue;
+      for (int64_t b = 0; b < p.kw; ++b) {
+        const int64_t right = j + p.pw - b * p.dw;
+        if (right < 0 || right % p.sw || right / p.sw >= p.ow) continue;
+        const int64_t at = ((image * p.oh + down / p.sh) * p.ow + right / p.sw) * p.c;
+        const uint8_t tap = uint8_t(a * p.kw + b);
+        for (int64_t c = 0; c < p.c; ++c) to[c] += won[at + c] == tap ? grad[at + c] : T(0);
+      }
+    }
+  }
+}
+
+#ifdef TINYTL_AVX2
+template <typename T>
+__attribute__((target("avx2"))) void pool_row_avx2(const T* x, T* y, uint8_t* won, const Pool& p, int64_t row) {
+  pool_row(x, y, won, p, row);
+}
+template <typename T>
+__attribute__((target("avx2"))) void pool_grad_row_avx2(const T* grad, const uint8_t* won, T* out, const Pool& p,
+                                                        int64_t row) {
+  pool_grad_row(grad, won, out, p, row);
+}
+#endif
+
+template <typename T>
+void max_pool(const T* x, T* y, uint8_t* won, const Pool& p) {
+  const int64_t rows = p.n * p.oh;
+#pragma omp parallel for schedule(static) if (rows * p.ow * p.c * p.kh * p.kw >= kParallelFrom)
+  for (int64_t row = 0; row < rows; ++row) {
+#ifdef TINYTL_AVX2
+    if (has_avx2()) {
+      pool_row_avx2(x, y, won, p, row);
+      continue;
+    }
+#endif
+    pool_row(x, y, won, p, row);
+  }
+}
+
+template <typename T>
+void max_pool_grad(const T* grad, const uint8_t* won, T* out, const Pool& p) {
+  const int64_t rows = p.n * p.h;
+#pragma omp parallel for schedule(static) if (rows * p.w * p.c >= kParallelFrom)
+  for (int64_t row = 0; row < rows; ++row) {
+#ifdef TINYTL_AVX2
+    if (has_avx2()) {
+      pool_grad_row_avx2(grad, won, out, p, row);
+      continue;
+    }
+#endif
+    pool_grad_row(grad, won, out, p, row);
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
-int tinytl_lab_abi() { return 1; }
+int tinytl_lab_abi() { return 2; }
 
 void tinytl_activation_f32(float* y, int64_t count, uint8_t* mask, double lo, double hi, double slope) {
   activation<float>(y, count, mask, float(lo), float(hi), float(slope));
@@ -189,6 +288,23 @@ void tinytl_masked_grad_f32(const float* in, float* out, int64_t rows, int64_t c
 void tinytl_masked_grad_f64(const double* in, double* out, int64_t rows, int64_t channels, const uint8_t* mask,
                             double slope, double* partial, int64_t chunks, double* sums) {
   masked_grad<double>(in, out, rows, channels, mask, slope, partial, chunks, sums);
+}
+
+// `geometry` holds n, c, h, w, oh, ow, kernel, stride, padding, dilation (height before width); `won` may be null.
+void tinytl_max_pool_f32(const float* x, float* y, uint8_t* won, const int64_t* geometry) {
+  max_pool(x, y, won, *reinterpret_cast<const Pool*>(geometry));
+}
+
+void tinytl_max_pool_f64(const double* x, double* y, uint8_t* won, const int64_t* geometry) {
+  max_pool(x, y, won, *reinterpret_cast<const Pool*>(geometry));
+}
+
+void tinytl_max_pool_grad_f32(const float* grad, const uint8_t* won, float* out, const int64_t* geometry) {
+  max_pool_grad(grad, won, out, *reinterpret_cast<const Pool*>(geometry));
+}
+
+void tinytl_max_pool_grad_f64(const double* grad, const uint8_t* won, double* out, const int64_t* geometry) {
+  max_pool_grad(grad, won, out, *reinterpret_cast<const Pool*>(geometry));
 }
 
 }  // extern "C"

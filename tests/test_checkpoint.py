@@ -92,7 +92,7 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
     first, whole = run(tmp_path)
     again, result = run(tmp_path)
     assert bits(first) == bits(again)
-    assert (result.epochs, result.validation, result.steps) == ((), None, 12)
+    assert (result.epochs, result.validation, result.steps, result.step_share) == ((), None, 12, None)
     assert result.best_top1 == whole.best_top1
 
 
@@ -164,7 +164,7 @@ def test_two_damaged_files_are_an_error(tmp_path: Path) -> None:
         data = path.read_bytes()
         path.unlink()
         path.write_bytes(data[:-1])
-    with pytest.raises(RunError, match=r"no checkpoint can be used: .*; .*start again without --resume"):
+    with pytest.raises(RunError, match=r"no checkpoint can be used: .*; .*start again in another folder"):
         saver_of(tmp_path, small_model()).load()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, readme, steps
+from benchmarks import accuracy, commands, readme, steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,3 +71,11 @@ def test_the_quickstart_prints_what_the_readme_says() -> None:
     printed, readme_text = done.stdout.splitlines(), (ROOT / "README.md").read_text()
     assert all(line in readme_text for line in printed[:-1])  # the last line's accuracy depends on the machine
     assert printed[-1].startswith("Evaluation(top1=0.")
+
+
+def test_the_page_of_commands_is_made_from_the_commands() -> None:
+    text = commands.PAGE.read_text()
+    assert commands.filled(text) == text
+    for name in commands.COMMANDS:
+        assert f"## tinytl {name}\n" in text
+        assert f"### JSON of {name}\n" in text

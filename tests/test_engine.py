@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -204,6 +205,19 @@ def test_hooks_see_every_step_and_epoch_in_order() -> None:
     ]
     assert calls[6:8] == [("epoch", 1, 3), ("boundary", True, 1, 0)]
     assert len(calls) == 16
+
+
+def test_the_share_of_the_step_is_what_was_not_waited() -> None:
+    class Slow(FakeLoader):
+        def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[FakeBatch]:
+            for batch in super().epoch(epoch, start_batch):
+                time.sleep(0.02)
+                yield batch
+
+    result = fit(small_model(), Slow(), None, FitOptions(epochs=2))
+    waited, stepped = (sum(getattr(e, key) for e in result.epochs) for key in ("wait_seconds", "seconds"))
+    assert waited >= 6 * 0.02
+    assert result.step_share == pytest.approx(stepped / (stepped + waited))
 
 
 def test_draws_depend_on_seed_and_step_alone_and_leave_the_caller_s_generator() -> None:

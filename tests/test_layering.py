@@ -15,19 +15,23 @@ ROOT = Path(__file__).parents[1] / "src" / "tinytl"
 
 LAYERS = (
     ("errors",),
-    ("_atomic", "_threads"),
+    ("_atomic", "_interrupt", "_lock", "_machine", "_options", "_threads"),
     ("ops",),
     ("nn",),
+    ("graph",),
     ("backbones", "data"),  # two sides: neither knows the other
     ("methods",),
+    ("spec",),  # names are looked up in methods and backbones when one is made: nothing here imports PyTorch
     ("memory",),
     ("checkpoint",),
     ("engine",),
     ("delta",),
     ("report",),
     ("trained",),
-    ("spec",),
+    ("config",),
+    ("_keeper", "_prepared"),
     ("run",),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )
@@ -55,7 +59,7 @@ def imports(path: Path) -> Iterator[str]:
             base = package[: len(package) - node.level + 1] if node.level else []
             name = ".".join([*base, *([node.module] if node.module else [])])
             if name == "tinytl":
-                yield from (f"tinytl.{alias.name}" for alias in node.names)
+                yield from (f"tinytl.{alias.name}" for alias in node.names if alias.name != "__version__")
             elif name.startswith("tinytl."):
                 yield name
 

@@ -23,6 +23,7 @@ from tinytl.memory.measured import (
     storage_bytes,
     training_step,
 )
+from tinytl.memory.step import StepSpec
 from tinytl.memory.timeline import draw_timelines
 
 MB = 1_000_000
@@ -207,14 +208,14 @@ def test_cuda_peak():
     assert measured.timeline is None
 
 
-SPEC = rss.StepSpec("proxylessnas_mobile", "tinytl-b", resolution=64, batch_size=2, micro_batch=1, classes=5, threads=1)
+SPEC = StepSpec("proxylessnas_mobile", "tinytl-b", resolution=64, batch_size=2, micro_batch=1, classes=5, threads=1)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
 @pytest.mark.parametrize("lean", [True, False])
 def test_a_fresh_process_tells_its_resident_set(lean):
-    result = rss.rss_delta(rss.StepSpec(**{**vars(SPEC), "lean": lean}))
+    result = rss.rss_delta(StepSpec(**{**vars(SPEC), "lean": lean}))
     assert result is not None
     assert result["rss_delta_bytes"] == result["rss_peak_bytes"] - result["rss_before_bytes"]
     assert result["rss_before_bytes"] > 50 * MB  # PyTorch itself

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from tinytl.ops import (
     Activation,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
     FrozenBatchNorm,
     GlobalMean,
     GroupNorm,
     Linear,
+    MaxPool2d,
     Padding,
+    SmoothActivation,
+    SqueezeExcite,
     UpsampleBilinear,
     chain,
     chain_keeps,
@@ -58,10 +62,16 @@ def stage(kind: str, trains: list[bool]):
         return FrozenBatchNorm(1e-3), tensors(c, c, c, c, trains=[*trains[:2], False, False])
     if kind == "group norm":
         return GroupNorm(2, 1e-3), tensors(c, c, trains=trains[:2])
+    if kind == "squeeze excite":
+        return SqueezeExcite(), tensors((4, CHANNELS), (4,), (CHANNELS, 4), c, trains=[*trains[:3], trains[0]])
     plain = {
         "relu6": Activation(hi=6.0),
         "leaky": Activation(slope=0.1),
         "pool": AvgPool2d((2, 2), (2, 2), ceil_mode=True),
+        "hard swish": SmoothActivation("hard_swish"),
+        "sigmoid": SmoothActivation("sigmoid"),
+        "max": MaxPool2d((3, 3), (2, 2), (1, 1)),
+        "to a size": AdaptiveAvgPool2d((3, 2)),
         "up": UpsampleBilinear((9, 7)),
         "mean": GlobalMean(keep_dims=True),
     }
@@ -70,7 +80,7 @@ def stage(kind: str, trains: list[bool]):
 
 KINDS = [
     *("conv", "strided", "conv+norm", "standardized", "batch norm", "group norm"),
-    *("relu6", "leaky", "pool", "up", "mean"),
+    *("relu6", "leaky", "pool", "up", "mean", "hard swish", "sigmoid", "max", "to a size", "squeeze excite"),
 ]
 
 

@@ -218,11 +218,11 @@ def test_hostile_extra_values_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resolution": 16}, "resolution 16"),
-        ({"batch_size": 0}, "batch size 0"),
-        ({"val_fraction": 1.0}, "validation fraction"),
-        ({"min_scale": 0.0}, "crop scale"),
-        ({"last_blocks": -1}, "last blocks -1"),
+        ({"resolution": 16}, "resolution is 16"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
+        ({"min_scale": 0.0}, "min_scale is 0.0"),
+        ({"last_blocks": -1}, "last_blocks is -1"),
     ],
 )
 def test_bad_numbers_are_refused(photos: Path, changes: dict[str, object], message: str) -> None:

@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from tinytl.backbones import load
 from tinytl.backbones.weights import WeightsSource, cache_folder, fetch, load_strict_, read_state
 from tinytl.errors import WeightsError
+
+from .mcu_files import need
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -105,6 +108,44 @@ def test_wrong_hash_is_refused_and_leaves_nothing(mirror: Mirror, cache: Path) -
     assert "pip install no-such-tinytl-package" in message
     assert "--weights FILE" in message
     assert left_in(cache) == []
+
+
+def test_a_prefix_of_the_hash_where_no_more_is_known(mirror: Mirror, cache: Path) -> None:
+    """torchvision's file names tell the first eight digits."""
+    mirror.files = {"/good.pth": CONTENT, "/bad.pth": CONTENT[:-1] + b"!"}
+    wanted = WeightsSource((f"{mirror.url}/bad.pth", f"{mirror.url}/good.pth"), "good.pth", sha256_prefix=SHA256[:8])
+    assert fetch(wanted).read_bytes() == CONTENT
+    bad = WeightsSource((f"{mirror.url}/bad.pth",), "other.pth", sha256_prefix=SHA256[:8])
+    with pytest.raises(WeightsError, match=f"expected beginning with {SHA256[:8]}") as caught:
+        fetch(bad)
+    assert "pip install" not in str(caught.value)
+    assert left_in(cache) == ["good.pth"]
+
+
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        {},
+        {"sha256": SHA256[:8]},
+        {"sha256_prefix": SHA256[:7]},
+        {"sha256_prefix": SHA256},
+        {"sha256": SHA256, "sha256_prefix": SHA256[:8]},
+        {"sha256_prefix": "ABCDEF01"},
+    ],
+)
+def test_a_source_without_a_proper_hash_cannot_be(hashes: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="sha256"):
+        WeightsSource((DEAD,), "weights.pth", **hashes)
+
+
+def test_published_int8_weights_come_from_a_mirror(
+    mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror.files["/mbv2-w0.35.pkl"] = need("mbv2-w0.35.pkl").read_bytes()
+    monkeypatch.setenv("TINYTL_MIRRORS", mirror.url)
+    assert load("mbv2_w035").pretrained
+    assert mirror.asked == ["/mbv2-w0.35.pkl"]
+    assert left_in(cache) == ["mbv2-w0.35.pkl"]
 
 
 def test_spoilt_cache_is_replaced(mirror: Mirror, cache: Path) -> None:

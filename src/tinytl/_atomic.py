@@ -14,9 +14,11 @@ come in random order. Nothing in such a file is ever executed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +30,7 @@ from torch import Tensor
 from tinytl.errors import RunError
 
 MAX_HEADER_BYTES = 16_000_000  # labels of 100,000 classes take about 2 MB
+MAX_DATA_BYTES = 4_000_000_000  # all of ResNet-50 and Adam's slots take 0.3 GB
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -47,16 +50,16 @@ class DamagedFileError(Exception):
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, previous: Path | None = None, size: int | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name ``path`` when the block ends and vanishes if it raises.
 
     The file that had the name before is kept as ``previous``, where that is given: there is a whole file
-    under one of the two names at any instant.
+    under one of the two names at any instant. ``size`` in bytes, where it is known, is told when the disk is full.
 
     Raises RunError when the file cannot be written (no folder, read-only, disk full); ``path`` is as before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     try:
         # os.open and not mkstemp: the file gets the permissions that the user's umask says, not 0600
@@ -72,13 +75,34 @@ def atomic_file(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+            raise RunError(f"cannot write {path}: {error.strerror or error}{_room(path, error, size)}") from error
         raise
+
+
+def remove_temporaries(paths: Iterable[Path]) -> None:
+    """Remove what a killed writer of any of these files left behind; there must be no living one."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            _temporary(path).unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _room(path: Path, error: OSError, size: int | None) -> str:
+    """What to add where a disk or a quota is full: how much is needed and how much there is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ""
+    parts = [] if size is None else [f"it takes {size:,} bytes"]
+    with contextlib.suppress(OSError):
+        parts.append(f"{shutil.disk_usage(path.parent).free:,} bytes are free there")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _keep(path: Path, previous: Path) -> None:
     """Give the file ``path`` a second name, ``previous``; without hard links (FAT), the only one."""
-    link = previous.with_name(f".{previous.name}.tmp")
+    link = _temporary(previous)
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
@@ -95,13 +119,16 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network folders know no such thing
+                raise
         finally:
             os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all. Raises RunError when it cannot be written."""
-    with atomic_file(path) as file:
+    with atomic_file(path, size=len(data)) as file:
         file.write(data)
 
 
@@ -165,9 +192,9 @@ def write_sealed(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    if len(encoded) > MAX_HEADER_BYTES:
-        raise ValueError(f"the metadata take {len(encoded)} bytes, over {MAX_HEADER_BYTES}")
-    with atomic_file(path, previous) as file:
+    if len(encoded) > MAX_HEADER_BYTES or end > MAX_DATA_BYTES:
+        raise ValueError(f"{len(encoded)} bytes of metadata and {end} of tensors are more than would be read again")
+    with atomic_file(path, previous, 8 + len(encoded) + end) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name in order:
@@ -184,8 +211,8 @@ def read_sealed(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any
     """
     try:
         with open(path, "rb") as file:
-            strings, head = _read_header(file, kind)
-            data = head + file.read()
+            strings, head, size = _read_header(file, kind)
+            data = head + file.read(size)
     except OSError as error:
         raise DamagedFileError(f"cannot be read: {error.strerror or error}") from error
     try:
@@ -201,8 +228,8 @@ def read_sealed(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, {key: parse_json(value, key) for key, value in strings.items()}, digest
 
 
-def _read_header(file: BinaryIO, kind: str) -> tuple[dict[str, str], bytes]:
-    """Return the metadata strings and the bytes read so far, when they belong to a file of this kind."""
+def _read_header(file: BinaryIO, kind: str) -> tuple[dict[str, str], bytes, int]:
+    """Return the metadata strings, the bytes read so far and how many follow, if the file is of this kind."""
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
@@ -215,15 +242,39 @@ def _read_header(file: BinaryIO, kind: str) -> tuple[dict[str, str], bytes]:
         raise DamagedFileError(f"holds no metadata: it was not written by tinytl as {kind}")
     if strings.get("format") != kind:
         raise DamagedFileError(f"has the format {_shorten(strings.get('format'))}, expected {kind!r}")
-    return strings, prefix + encoded
+    follow = size - 8 - length
+    if follow != _data_bytes(header):
+        raise DamagedFileError("is damaged or cut short: it has another size than its header says")
+    if follow > MAX_DATA_BYTES:
+        raise DamagedFileError(f"holds {follow:,} bytes, more than the {MAX_DATA_BYTES:,} that are read")
+    return strings, prefix + encoded, follow
+
+
+def _data_bytes(header: Mapping[str, Any]) -> int:
+    """Return where the last tensor of a header ends; whatever else is wrong with it is the parser's to say."""
+    ends = [0]
+    for name, entry in header.items():
+        if name != "__metadata__":
+            offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+            if not (isinstance(offsets, list) and len(offsets) == 2 and type(offsets[1]) is int):
+                raise DamagedFileError(f"has no offsets of the tensor {_shorten(name)}")
+            ends.append(offsets[1])
+    return max(ends)
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
     """Parse JSON from a file that may be hostile. Raises DamagedFileError when it is not."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise DamagedFileError(f"has a {name} that is not JSON") from error
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # this parser would take the last, another one the first
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

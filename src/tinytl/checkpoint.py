@@ -10,7 +10,7 @@ when the newest turns out torn or bit-flipped.
 
     saver = Checkpointer(folder / "checkpoint.safetensors", model, adaptation, settings)
     resume = saver.load()       # restores the model; None: no checkpoint yet
-    fit(..., on_boundary=lambda at: saver.save(at) if at.epoch_end else None, resume=resume)
+    fit(..., on_boundary=saver.save, resume=resume)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tinytl._atomic import DamagedFileError, read_sealed, write_sealed
 from tinytl.errors import InputError, RunError
 
 KIND = "tinytl-checkpoint/1"
+_SLOTS = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
 
 
 class Learned(Protocol):
@@ -77,7 +78,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What ``on_boundary`` is given: a consistent state of the run, valid until the hook returns."""
+    """What ``on_boundary`` is given: a consistent state of the run, valid until the next step."""
 
     progress: Progress
     epoch_end: bool
@@ -100,13 +101,15 @@ class Checkpointer:
 
     ``settings`` are JSON values, nested mappings allowed: everything that the run's bits depend on. A run is
     resumed with the settings that it was begun with, or not at all. After `load`, ``notice`` tells that the
-    newest file was damaged and the one before was taken; it is None otherwise.
+    newest file was damaged and the one before was taken; it is None otherwise. ``saved_step`` is the step that
+    the newest good file holds, None where none is known.
     """
 
     def __init__(self, path: Path, model: nn.Module, adaptation: Learned, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.previous = self.path.with_name(self.path.name + ".prev")
         self.notice: str | None = None
+        self.saved_step: int | None = None
         self._model = model
         self._adaptation = adaptation
         self._settings = {"base": adaptation.base_hash, **json.loads(json.dumps(settings))}
@@ -129,9 +132,13 @@ class Checkpointer:
                     "lower the learning rate (--lr)"
                 )
         metadata = {"progress": dataclasses.asdict(boundary.progress), "settings": self._settings}
-        # a damaged newest file must not push the good previous one off the disk
-        write_sealed(self.path, KIND, tensors, metadata, self.previous if self._newest_is_good else None)
-        self._newest_is_good = True
+        try:
+            # a damaged newest file must not push the good previous one off the disk
+            write_sealed(self.path, KIND, tensors, metadata, self.previous if self._newest_is_good else None)
+        except RunError as error:
+            kept = "" if self.saved_step is None else f", and --resume goes on from step {self.saved_step}"
+            raise RunError(f"{error}; mend that{kept}") from error
+        self._newest_is_good, self.saved_step = True, boundary.progress.step
 
     def load(self) -> Resume | None:
         """Put the newest good checkpoint into the model; return where to go on, None without a file.
@@ -155,9 +162,10 @@ class Checkpointer:
             learned = {key[6:]: value for key, value in tensors.items() if key.startswith("model/")}
             optimizer = {key[10:]: value for key, value in tensors.items() if key.startswith("optimizer/")}
             put_tensors(self._model, learned, self._adaptation, f"{path} does not fit", RunError)
+            self.saved_step = progress.step
             return Resume(progress, optimizer)
         if faults:
-            raise RunError(f"no checkpoint can be used: {'; '.join(faults)}; start again without --resume")
+            raise RunError(f"no checkpoint can be used: {'; '.join(faults)}; start again in another folder (--out)")
         return None
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
@@ -232,9 +240,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: tuple[str, ...], res
         if name not in index:
             raise RunError(f"cannot resume: the checkpoint has optimizer state of {name[:80]!r}, frozen here")
         parameter = parameters[index[name]]
-        if value.dim() == 0:  # a count of steps, or the slot of a scalar
+        if value.dim() == 0 and value.is_floating_point():  # a count of steps, or the slot of a scalar
             restored = value.clone()
-        elif value.shape == parameter.shape:
+        elif value.shape == parameter.shape and value.dtype == parameter.dtype:
             # With the parameter's strides: torch 2.13's fused CPU optimizers walk raw memory side by side.
             restored = torch.empty_like(parameter, requires_grad=False, dtype=value.dtype).copy_(value)
         else:
@@ -245,6 +253,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: tuple[str, ...], res
     if resume.progress.step and not stateless and len(state) != len(names):
         missing = next(name for name in names if index[name] not in state)
         raise RunError(f"cannot resume: the checkpoint has no optimizer state of {missing!r}")
+    expected = _SLOTS.get(type(optimizer))
+    for number, found in state.items():
+        if expected is not None and found.keys() != expected:
+            raise RunError(
+                f"cannot resume: the checkpoint has the optimizer state {', '.join(sorted(found))[:80]!r} of "
+                f"{names[number]!r}, expected {', '.join(sorted(expected))}"
+            )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from tinytl.methods import Method
 KIND = "tinytl-delta/1"
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 MAX_TEXT = 1_000  # characters of a name
+MAX_KNOB = 1_000_000  # of a method: more than any network has blocks or channels
 FIELDS = ("method", "backbone", "norm", "classes", "preprocessing", "base_hash", "extra")
 
 
@@ -100,15 +101,23 @@ def save_delta(
         "extra": dict(extra or {}),
     }
     metadata = json.loads(json.dumps(metadata))  # tuples become lists, as a reader will find them
+    tensors = learned_tensors(model, adaptation)
     try:
         _judge(metadata)
+        _judge_tensors(tensors)
     except DamagedFileError as error:
         raise DeltaError(f"cannot write {path}: it {error}") from error
-    return write_sealed(Path(path), KIND, learned_tensors(model, adaptation), metadata)
+    return write_sealed(Path(path), KIND, tensors, metadata)
 
 
 def check_names(classes: Sequence[str], preprocessing: Mapping[str, Any]) -> None:
     """Refuse, before training, what `save_delta` would refuse after it. Raises DeltaError."""
+    for name in classes:
+        if not _is_name(name):
+            raise DeltaError(
+                f"the class {name[:80]!r} could not be saved: expected 1 to {MAX_TEXT} characters of Unicode without "
+                "control characters; rename its folder"
+            )
     metadata = {
         "backbone": "-",
         "norm": "-",
@@ -129,6 +138,7 @@ def load_delta(path: Path) -> Delta:
     try:
         tensors, metadata, digest = read_sealed(Path(path), KIND)
         method = _judge(metadata)
+        _judge_tensors(tensors)
     except DamagedFileError as error:
         raise DeltaError(f"delta {path} {error}") from error
     preprocessing = metadata["preprocessing"]
@@ -184,9 +194,18 @@ def _judge(metadata: Mapping[str, Any]) -> Method:
             raise DamagedFileError(f"has {name} that are no mapping")
     _judge_preprocessing(metadata["preprocessing"])
     try:
-        return Method.from_json(metadata["method"]["parts"])
+        method = Method.from_json(metadata["method"]["parts"])
+        if any(abs(knob) > MAX_KNOB for part in method.parts for knob in asdict(part).values()):
+            raise InputError("a number beyond any network")
+        return method
     except (InputError, TypeError, KeyError, AttributeError) as error:  # whatever shape of JSON it is
         raise DamagedFileError("has a method that this version does not know") from error
+
+
+def _judge_tensors(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DamagedFileError(f"holds NaN or infinity in {name[:80]!r}")
 
 
 def _judge_preprocessing(values: Mapping[str, Any]) -> None:

@@ -6,10 +6,13 @@
     |-- InputError                  what the user gave cannot be used: the command line exits with status 2
     |   |-- UnknownNameError        no such backbone, method, data set, ...; near misses are named
     |   |-- DataError               a folder of photographs or an image in it
+    |   |   `-- PhotoError          one image file; its ``reason`` says why in a word or two
     |   |-- WeightsError            weights that are missing, of a wrong hash or of a wrong shape
     |   |-- DeltaError              a delta that is damaged or belongs to another base
-    |   `-- RunError                a run folder that cannot be written, resumed or read
-    `-- UnsupportedLayerError       a network holds a layer that cannot be adapted exactly
+    |   `-- RunError                a run that cannot be written, resumed, read or gone on with
+    |       `-- NotFiniteError      a loss or a gradient is NaN or infinite
+    |-- UnsupportedLayerError       a network holds a layer that cannot be adapted exactly
+    `-- Interrupted                 SIGINT or SIGTERM came: exit status 130 or 143
 
 A message is one line. It names the value, what was expected, and the mend. Anything else that escapes is a bug
 and is shown with its traceback.
@@ -21,8 +24,19 @@ import difflib
 from collections.abc import Iterable
 
 
+def one_line(text: str) -> str:
+    """Return ``text`` with everything escaped that is not printable: line breaks, a terminal's commands, surrogates."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class TinyTLError(Exception):
-    """Base of all errors that tinytl raises on purpose."""
+    """Base of all errors that tinytl raises on purpose.
+
+    What would break the line or reach the terminal as a command (names of files may hold anything) is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class InputError(TinyTLError):
@@ -43,6 +57,14 @@ class DataError(InputError):
     """A folder of photographs, or an image in it, cannot be used."""
 
 
+class PhotoError(DataError):
+    """An image file cannot be used; ``reason`` says why in a word or two, such as 'truncated'."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class WeightsError(InputError):
     """Weights are missing, do not have the expected hash, or do not fit the network."""
 
@@ -52,7 +74,22 @@ class DeltaError(InputError):
 
 
 class RunError(InputError):
-    """A run folder cannot be written, resumed or read."""
+    """A run folder cannot be written, resumed or read, or training cannot go on."""
+
+
+class NotFiniteError(RunError):
+    """A loss or a gradient is NaN or infinite; the message names the step and where it was seen first."""
+
+
+class Interrupted(TinyTLError):
+    """A signal asked the run to stop, and it stopped where nothing is lost.
+
+    ``exit_status`` is what a shell expects of a program that a signal ended: 128 and its number.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
 
 
 class UnsupportedLayerError(TinyTLError):

@@ -33,6 +33,9 @@ from tinytl.errors import InputError, RunError
 
 Unit = Literal["", "MB", "%", "s", "ms", "x"]
 
+# what a line of metrics.jsonl must hold as numbers: of steps and epochs, and of an epoch's validation
+_MEANS, _RESULTS = ("loss", "accuracy"), ("loss", "top1", "majority_share")
+
 # Okabe and Ito's colours: told apart by every kind of colour vision, and in grey
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 
@@ -62,7 +65,7 @@ class MetricsLog:
     """Appends lines to ``metrics.jsonl``; its `write` is made to be an ``on_step`` or ``on_epoch`` of `fit`.
 
     A new run begins an empty file; a run that goes on (``resume``) keeps the lines up to there. Both are
-    atomic. A line reaches the operating system at once, and the disk at the end of every epoch.
+    atomic. A line reaches the operating system at once, and the disk with `sync`, which every checkpoint calls.
 
     Raises RunError when the file cannot be written or, on resuming, read.
     """
@@ -84,8 +87,13 @@ class MetricsLog:
             data = json.dumps(record(info), allow_nan=False).encode() + b"\n"
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if isinstance(info, EpochInfo):
-                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def sync(self) -> None:
+        """Force the lines to the disk, which is due before a checkpoint counts their steps as done."""
+        try:
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -154,8 +162,10 @@ class TensorBoardLog:
             scalars["validation/balanced_accuracy"] = info.validation.balanced_accuracy
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, info.step)
-        if part == "epoch":
-            self._writer.flush()
+
+    def sync(self) -> None:
+        """Hand everything to the operating system: the writer's queue would die with the process."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""
@@ -260,8 +270,19 @@ def markdown(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> st
 
 
 def _is_metric(line: Mapping[str, Any]) -> bool:
-    whole = type(line.get("epoch")) is int and type(line.get("step")) is int
-    return whole and line.get("kind") in ("step", "epoch")
+    counts = [line.get("epoch"), line.get("step")]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts) or not _are_numbers(line, *_MEANS):
+        return False
+    validation = line.get("validation")
+    if line.get("kind") == "step" or validation is None:
+        return line.get("kind") in ("step", "epoch")
+    return line.get("kind") == "epoch" and isinstance(validation, dict) and _are_numbers(validation, *_RESULTS)
+
+
+def _are_numbers(values: Mapping[str, Any], *names: str) -> bool:
+    found = [values.get(name) for name in names]
+    # NaN and what is too large to draw fail the comparison
+    return all(type(value) in (int, float) and abs(value) < 1e300 for value in found)  # type: ignore[arg-type]
 
 
 def _is_done(line: Mapping[str, Any], resume: Progress) -> bool:

@@ -1,7 +1,9 @@
 """A run: photographs and a specification in, a folder with what was learned out.
 
-The folder holds `run.json` (the specification), `metrics.jsonl`, `checkpoint.safetensors`, and at the end
-`delta.safetensors` and `curves.png`. `tinytl.trained.open_run` opens it again.
+The folder holds `run.json` (the specification), `config.toml` (every option, to repeat the run with), `metrics.jsonl`
+and `checkpoint.safetensors`, and at the end `delta.safetensors` and `curves.png`. `tinytl.trained.open_run` opens it
+again. Each of these is written whole or not at all, so that a run can be killed at any instant; resumed, it ends in
+the same files as one that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -10,32 +12,33 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from tinytl.backbones import BACKBONES, Backbone, Preprocessing
-from tinytl.checkpoint import Boundary, Checkpointer
-from tinytl.data import (
-    EvalTransform,
-    Loader,
-    PhotoSet,
-    TrainTransform,
-    resolve_split,
-)
-from tinytl.delta import check_names, save_delta
+from tinytl._atomic import remove_temporaries, sync_folder, write_bytes
+from tinytl._interrupt import Stop, stop_on_signals
+from tinytl._keeper import Keeper
+from tinytl._lock import NAME as LOCK
+from tinytl._lock import lock_folder
+from tinytl._prepared import Prepared, calibrate, loaders, prepare, settings_of
+from tinytl._threads import threads
+from tinytl.checkpoint import Checkpointer, Progress, Resume
+from tinytl.config import FILE as CONFIG
+from tinytl.config import write_config
+from tinytl.data import PhotoCache, refuse_among
+from tinytl.delta import save_delta
 from tinytl.engine import EpochInfo, Evaluation, FitResult, StepInfo, evaluate, fit
-from tinytl.errors import RunError
-from tinytl.methods import Adaptation, adapt_, calibrate_, method
+from tinytl.errors import DataError, Interrupted, NotFiniteError, RunError, TinyTLError
 from tinytl.report import MetricsLog, TensorBoardLog, plot_curves, require_tensorboard
 from tinytl.spec import RunOptions, TrainSpec
 
-from ._atomic import write_bytes
-from .trained import base_network
+__all__ = ["Callbacks", "Prepared", "RunResult", "prepare", "train"]
 
-CALIBRATION_BATCHES = 8
+CHECKPOINT, DELTA, CURVES = "checkpoint.safetensors", "delta.safetensors", "curves.png"
+METRICS, SETTINGS = "metrics.jsonl", "run.json"
+PREVIOUS = f"{CHECKPOINT}.prev"
+FILES = (CHECKPOINT, PREVIOUS, DELTA, CURVES, METRICS, SETTINGS, CONFIG)
 
 
 @dataclass(frozen=True)
@@ -46,23 +49,12 @@ class Callbacks:
     on_step: Callable[[StepInfo], object] | None = None
     on_epoch: Callable[[EpochInfo], object] | None = None
     on_notice: Callable[[str], object] | None = None
+    on_check: Callable[[int, int], object] | None = None  # photographs read before training, and how many there are
 
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """Everything that is made before the first step."""
-
-    spec: TrainSpec
-    train: PhotoSet
-    validation: PhotoSet
-    backbone: Backbone
-    adaptation: Adaptation
-    preprocessing: Preprocessing
-
-    @property
-    def model(self) -> nn.Module:
-        """The adapted network."""
-        return self.backbone.model
+    def notice(self, text: str) -> None:
+        """Call ``on_notice``, if there is one."""
+        if self.on_notice is not None:
+            self.on_notice(text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,22 +66,7 @@ class RunResult:
     fit: FitResult
     evaluation: Evaluation
     delta_bytes: int
-
-
-def prepare(spec: TrainSpec) -> Prepared:
-    """Read the photographs' names, load the backbone and adapt it.
-
-    Raises:
-        InputError: anything in `spec` that cannot be used.
-    """
-    train, validation = resolve_split(spec.photos, spec.val_fraction, spec.split_seed)
-    known = BACKBONES[spec.backbone].preprocessing
-    preprocessing = replace(known, resolution=spec.resolution or known.resolution)
-    check_names(train.classes, dataclasses.asdict(preprocessing))
-    backbone = base_network(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
-    chosen = method(spec.method, last_blocks=spec.last_blocks)
-    adaptation = adapt_(backbone.model, chosen, resolution=preprocessing.resolution, seed=spec.fit.seed)
-    return Prepared(spec, train, validation, backbone, adaptation, preprocessing)
+    cache: PhotoCache | None = None
 
 
 def train(
@@ -102,68 +79,73 @@ def train(
 ) -> RunResult:
     """Train as `spec` says and leave the run in the folder `out`.
 
+    SIGINT and SIGTERM are taken note of (in the main thread) and stop the run where nothing is lost; a second Ctrl-C
+    stops it at once.
+
     Args:
         spec: what to train on, and how.
-        out: made if missing; refused if it holds a run already, unless `resume`.
+        out: made if missing; refused if it holds a run already, unless `resume`, or if another run writes to it.
         options: how to carry it out; the result does not depend on it.
         resume: go on from the folder's checkpoint; a finished run is only evaluated again.
         callbacks: what to tell while it goes.
 
     Raises:
         InputError: something in `spec` or `out` cannot be used; RunError: the loss is not finite, or the folder
-            cannot be written or resumed.
+            cannot be written or resumed; Interrupted: a signal came.
     """
-    options, callbacks = options or RunOptions(), callbacks or Callbacks()
-    tell = callbacks.on_notice or (lambda notice: None)
-    begun = any((out / name).exists() for name in ("checkpoint.safetensors", "delta.safetensors"))
-    if begun and not resume:
-        raise RunError(f"{out} holds a run already: go on with --resume, or give another folder with --out")
-    if resume and not (begun or (out / "run.json").exists()):
-        raise RunError(f"{out} holds no run to resume: leave --resume out, or give the run's folder with --out")
-    # all that can be refused is refused before anything is written
-    prepared = prepare(spec)
-    loader, validation = _loaders(prepared, options.workers)
-    if options.tensorboard:
-        require_tensorboard()
-    for photos in (prepared.train, prepared.validation):
-        for note in photos.notes:
-            tell(note)
-    settings = _settings(prepared)
-    checkpointer = Checkpointer(out / "checkpoint.safetensors", prepared.model, prepared.adaptation, settings)
+    options, callbacks, out = options or RunOptions(), callbacks or Callbacks(), Path(out)
+    with stop_on_signals() as stop, threads(options.threads):
+        refuse_among(spec.photos, out)
+        _refuse_unless_free(out, resume)
+        # all that can be refused is refused before anything is written
+        prepared = prepare(spec, options, _all([lambda *_: stop.check(), callbacks.on_check]))
+        if options.tensorboard:
+            require_tensorboard()
+        for note in (*prepared.train.notes, *prepared.validation.notes):
+            callbacks.notice(note)
+        stop.check()
+        with _folder(out), lock_folder(out, callbacks.notice):
+            _refuse_unless_free(out, resume)  # again: another run may have ended just now
+            remove_temporaries(out / name for name in FILES)
+            return _run(prepared, out, options, resume, callbacks, stop)
+
+
+def _run(
+    prepared: Prepared, out: Path, options: RunOptions, resume: bool, callbacks: Callbacks, stop: Stop
+) -> RunResult:
+    """Train and finish, in a folder that nobody else writes to."""
+    spec, settings = prepared.spec, settings_of(prepared)
+    cache = PhotoCache(options.cache_bytes) if options.cache_bytes else None
+    training, validation = loaders(prepared, options.workers, cache, stop)
+    checkpointer = Checkpointer(out / CHECKPOINT, prepared.model, prepared.adaptation, settings)
     at = checkpointer.load() if resume else None
     if checkpointer.notice:
-        tell(checkpointer.notice)
+        callbacks.notice(checkpointer.notice)
     if at is None:  # nothing is learned yet: what is written down is what is asked for now
         if spec.calibrate:
-            _calibrate(prepared, loader)
-        _make_folder(out)
-        write_bytes(out / "run.json", json.dumps(settings, indent=2).encode() + b"\n")
+            calibrate(prepared, training)
+        write_config(out / CONFIG, spec, options)
+        write_bytes(out / SETTINGS, json.dumps(settings, indent=2).encode() + b"\n")
+    stop.advice = f"the same command with --resume goes on from {out}"
     if callbacks.on_start is not None:
         callbacks.on_start(prepared)
-
-    def save(boundary: Boundary) -> None:
-        if boundary.epoch_end:
-            checkpointer.save(boundary)
-
-    with contextlib.ExitStack() as stack:
-        progress = at.progress if at is not None else None
-        logs: list[Any] = [stack.enter_context(MetricsLog(out / "metrics.jsonl", progress))]
-        if options.tensorboard:
-            logs.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", progress))))
-        result = fit(
-            prepared.model,
-            loader,
-            validation,
-            spec.fit,
-            on_step=_all(logs, callbacks.on_step),
-            on_epoch=_all(logs, callbacks.on_epoch),
-            on_boundary=save,
-            resume=at,
-        )
+    with _logs(out, at, resume, options.tensorboard) as logs:
+        keeper = Keeper(checkpointer, options, stop, _all([log.sync for log in logs]))
+        writes = [log.write for log in logs]
+        with _kept_at_errors(keeper, checkpointer):
+            result = fit(
+                prepared.model,
+                training,
+                validation,
+                spec.fit,
+                on_step=_all([keeper.moved, *writes, callbacks.on_step]),
+                on_epoch=_all([*writes, callbacks.on_epoch]),
+                on_boundary=keeper.boundary,
+                resume=at,
+            )
     final = result.validation or evaluate(prepared.model, validation, micro_batch=spec.fit.micro_batch)
-    delta = out / "delta.safetensors"
     save_delta(
-        delta,
+        out / DELTA,
         prepared.model,
         prepared.adaptation,
         backbone=spec.backbone,
@@ -172,68 +154,76 @@ def train(
         preprocessing=dataclasses.asdict(prepared.preprocessing),
         extra={"pretrained": spec.pretrained, "base_seed": spec.fit.seed},
     )
-    plot_curves(out / "metrics.jsonl", out / "curves.png")
-    return RunResult(out, prepared, result, final, delta.stat().st_size)
+    plot_curves(out / METRICS, out / CURVES)
+    stop.advice = f"the run in {out} is finished"
+    return RunResult(out, prepared, result, final, (out / DELTA).stat().st_size, cache)
 
 
-def _loaders(prepared: Prepared, workers: int) -> tuple[Loader, Loader]:
-    spec, p = prepared.spec, prepared.preprocessing
-    augment = TrainTransform(
-        p.resolution,
-        p.mean,
-        p.std,
-        scale=(spec.min_scale, 1.0),
-        flip=spec.flip,
-        color=spec.color,
-        interpolation=p.interpolation,
-    )
-    plain = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
-    seed = spec.fit.seed
-    training = Loader(prepared.train, augment, spec.batch_size, shuffle=True, seed=seed, workers=workers)
-    return training, Loader(prepared.validation, plain, spec.batch_size, shuffle=False, workers=workers)
+def _refuse_unless_free(out: Path, resume: bool) -> None:
+    saved, learned = any((out / name).exists() for name in (CHECKPOINT, PREVIOUS)), (out / DELTA).exists()
+    if (saved or learned) and not resume:
+        raise RunError(f"{out} holds a run already: go on with --resume, or give another folder with --out")
+    if learned and not saved:
+        raise RunError(f"{out} holds what a run learned but no checkpoint to resume: give another folder with --out")
+    # a lock without a run: killed before it had written anything
+    if resume and not (saved or any((out / name).exists() for name in (SETTINGS, LOCK))):
+        raise RunError(f"{out} holds no run to resume: leave --resume out, or give the run's folder with --out")
 
 
-def _make_folder(out: Path) -> None:
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make the folder and those above it; where the block raises, take away again what was made and is empty."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            sync_folder(folder.parent)
     except OSError as error:
         raise RunError(f"cannot make the folder {out}: {error.strerror}; give another with --out") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
-@dataclass(frozen=True)
-class _FirstImages:
-    """The first batches of training images, in pieces of a micro-batch; decoded anew for each pass over them."""
-
-    loader: Loader
-    size: int
-
-    def __iter__(self) -> Iterator[Tensor]:
-        with contextlib.closing(self.loader.epoch(0)) as batches:
-            for _, batch in zip(range(CALIBRATION_BATCHES), batches, strict=False):
-                yield from batch.images.split(self.size)
-
-
-def _calibrate(prepared: Prepared, loader: Loader) -> None:
-    if prepared.adaptation.inserted:
-        size = prepared.spec.fit.micro_batch or prepared.spec.batch_size
-        calibrate_(prepared.model, prepared.adaptation, _FirstImages(loader, size))
+@contextlib.contextmanager
+def _logs(out: Path, at: Resume | None, resume: bool, tensorboard: bool) -> Iterator[list[Any]]:
+    """Where metrics are written, each cut off where the run goes on from."""
+    with contextlib.ExitStack() as stack:
+        progress = at.progress if at is not None else None
+        logs: list[Any] = [stack.enter_context(MetricsLog(out / METRICS, progress))]
+        if tensorboard:
+            # event files are added to, never emptied: a run that begins anew hides what was there
+            hidden = progress or (Progress() if resume else None)
+            logs.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", hidden))))
+        yield logs
 
 
-def _settings(prepared: Prepared) -> dict[str, Any]:
-    """What a run's bits depend on, as plain data: the specification, and which photographs there were."""
-    settings = dataclasses.asdict(prepared.spec)
-    settings["resolution"] = prepared.preprocessing.resolution
-    settings["train_photos"] = prepared.train.fingerprint()
-    settings["validation_photos"] = prepared.validation.fingerprint()
-    settings["classes"] = list(prepared.train.classes)
-    return settings
+@contextlib.contextmanager
+def _kept_at_errors(keeper: Keeper, checkpointer: Checkpointer) -> Iterator[None]:
+    """Where the block raises what is raised at a step boundary or before a step, save the state there and say so."""
+    try:
+        yield
+    except Interrupted:
+        keeper.keep()  # and if that fails, it is what there is to tell
+        raise
+    except TinyTLError as error:
+        with contextlib.suppress(RunError):  # what stopped the run is what there is to tell
+            keeper.keep()
+        if isinstance(error, NotFiniteError | DataError) and checkpointer.saved_step is not None:
+            error.args = (f"{error}; the state after step {checkpointer.saved_step} is in {checkpointer.path}",)
+        raise
 
 
-def _all(logs: list[Any], last: Callable[[Any], object] | None) -> Callable[[Any], None]:
-    def write(info: Any) -> None:
-        for log in logs:
-            log.write(info)
-        if last is not None:
-            last(info)
+def _all(hooks: list[Callable[..., object] | None]) -> Callable[..., None]:
+    """One hook that calls those that there are, in order."""
 
-    return write
+    def call(*values: Any) -> None:
+        for hook in hooks:
+            if hook is not None:
+                hook(*values)
+
+    return call

@@ -1,6 +1,11 @@
-"""What is asked of a run: what its result depends on (`TrainSpec`), and how it is carried out (`RunOptions`).
+"""What is asked of a run, and the one place that says so.
 
-The command line's options and the keys of a ``--config`` file have the same names.
+`TrainSpec` holds what a run's result depends on, its `FitOptions` among it; `RunOptions` how it is carried out. A field
+is the command line's option, and the key of a ``--config`` file, of the same name: all three are made from what stands
+here (see `tinytl._options`), so they cannot drift apart.
+
+    tinytl train PHOTOS --epochs 5 --lr 1e-3 --cache 256MB
+    train(TrainSpec("PHOTOS", fit=FitOptions(epochs=5, lr=1e-3)), out, options=RunOptions(cache="256MB"))
 """
 
 from __future__ import annotations
@@ -8,96 +13,116 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from tinytl.backbones import BACKBONES
-from tinytl.engine import FitOptions
-from tinytl.errors import InputError, UnknownNameError
-from tinytl.methods import method
+from tinytl._options import check_all, documented, number_of_bytes, option
+from tinytl.errors import InputError
 
+# Backbones and methods are looked up inside functions: their modules import PyTorch, and the command line's help and
+# completion, which read the fields below, should not wait for it.
+
+OPTIMIZERS = ("adam", "sgd")
+NORMS = ("bn", "gn")
 SMALLEST_RESOLUTION = 32
 
 
+@documented
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train. Bad values are refused with an InputError.
+
+    The paper's learning rates, tuned per data set at batch 8, run from 0.5e-4 to 16e-4; its label smoothing is 0.7, and
+    0.1 for CIFAR and Food.
+    """
+
+    epochs: int = option(50, "Passes over the training images.", least=1)
+    lr: float = option(6e-4, "Peak learning rate of the cosine.", least=0)
+    weight_decay: float = option(0.0, "Added to the gradient as weight_decay x parameter.", least=0)
+    label_smoothing: float = option(0.1, "Share of the target spread over all classes.", least=0, below=1)
+    micro_batch: int | None = option(
+        None, "Most images whose activations are alive at once; the step stays the same.", least=1
+    )
+    optimizer: str = option("adam", "adam or sgd.", names=OPTIMIZERS)
+    momentum: float = option(0.9, "Of SGD; Adam has its own.", least=0, below=1)
+    seed: int = option(0, "Of every random draw.", least=0, below=2**63)
+    warmup_epochs: int = option(0, "Epochs of linear warm-up; they count among the epochs.", least=0)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+        if self.lr == 0:
+            raise InputError("lr is 0: nothing would be learned; the default is 6e-4")
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(f"warmup_epochs is {self.warmup_epochs}, expected fewer than the {self.epochs} epochs")
+        if self.optimizer == "adam" and self.momentum != FitOptions.momentum:
+            raise InputError(f"momentum is {self.momentum}, but optimizer 'adam' has its own: take optimizer 'sgd'")
+
+
+@documented
 @dataclass(frozen=True)
 class TrainSpec:
     """All that a run's result depends on, but for the order of float sums, which the number of threads may change.
 
-    The command line's options have the same names.
-
-    Attributes:
-        photos: a folder ROOT/CLASS/*.jpg, one with train/ and val/ in it, or the name of a data set.
-        backbone, norm, weights, pretrained: as for `tinytl.backbones.load`.
-        method, last_blocks: as for `tinytl.methods.method`.
-        resolution: pixels a side; None: the backbone's own.
-        batch_size: images a step.
-        val_fraction: share of each class held out for validation, unless the folder has its own split.
-        split_seed: of the choice of what is held out; not the run's seed, so that runs of several seeds are
-            compared on the same photographs.
-        min_scale: smallest share of a photograph's area that a training crop takes (the paper: 0.22).
-        flip, color: mirror training images; distort their brightness and saturation.
-        calibrate: measure the statistics of fresh lite modules on training images before training.
-        fit: how to train; its seed is the run's seed.
+    `fit` says how to train, as `FitOptions`; its seed is the run's. The split's seed is another one, so that runs of
+    several seeds are compared on the same photographs. The paper's smallest crop is 0.22.
     """
 
-    photos: str
-    backbone: str = "efficientnet_lite0"
-    method: str = "tinytl-l+b"
-    last_blocks: int = 0
-    norm: str = "bn"
-    weights: str | None = None
-    pretrained: bool = True
-    resolution: int | None = None
-    batch_size: int = 8
-    val_fraction: float = 0.2
-    split_seed: int = 0
-    min_scale: float = 0.22
-    flip: bool = True
-    color: bool = False
-    calibrate: bool = True
+    photos: str = option(help="Folder ROOT/CLASS/*.jpg, one with train/ and val/ in it, or a data set (elpv).")
+    backbone: str = option("efficientnet_lite0", "See `tinytl backbones`.")
+    method: str = option("tinytl-l+b", "See `tinytl methods`.")
+    last_blocks: int = option(0, "Also train the last K blocks, and all behind them, in full.", least=0)
+    norm: str = option("bn", "bn (frozen statistics) or gn (with weight standardization).", names=NORMS)
+    weights: str | None = option(None, "Weights file of the backbone.")
+    pretrained: bool = option(True, "Start from pretrained weights.")
+    resolution: int | None = option(None, "Pixels a side; by default the backbone's own.", least=SMALLEST_RESOLUTION)
+    batch_size: int = option(8, "Images a step.", least=1)
+    val_fraction: float = option(
+        0.2, "Share of each class held out for validation, unless the folder has its own split.", above=0, below=1
+    )
+    split_seed: int = option(0, "Of the choice of what is held out.", least=0)
+    min_scale: float = option(0.22, "Smallest share of a photograph's area in a training crop.", above=0, most=1)
+    flip: bool = option(True, "Mirror training images at random.")
+    color: bool = option(False, "Distort brightness and saturation of training images.")
+    calibrate: bool = option(True, "Measure the statistics of fresh lite modules on training images first.")
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise UnknownNameError("backbone", self.backbone, BACKBONES)
+        from tinytl.backbones import find
+        from tinytl.methods import method
+
+        check_all(self)
+        find(self.backbone)
         method(self.method, last_blocks=self.last_blocks)
-        if self.resolution is not None and self.resolution < SMALLEST_RESOLUTION:
-            raise InputError(f"resolution {self.resolution}: expected {SMALLEST_RESOLUTION} pixels or more")
-        if self.batch_size < 1:
-            raise InputError(f"batch size {self.batch_size}: expected 1 or more")
-        if not 0.0 < self.val_fraction < 1.0:
-            raise InputError(f"validation fraction {self.val_fraction}: expected more than 0 and less than 1")
-        if not 0.0 < self.min_scale <= 1.0:
-            raise InputError(f"smallest crop scale {self.min_scale}: expected more than 0 and at most 1")
+        if self.last_blocks and self.method == "ft-full":
+            raise InputError(
+                f"last_blocks is {self.last_blocks} and method 'ft-full', which trains every block: leave one out"
+            )
+        if self.fit.micro_batch is not None and self.fit.micro_batch > self.batch_size:
+            raise InputError(
+                f"micro_batch is {self.fit.micro_batch}, more than the batch_size of {self.batch_size}, of which it is "
+                "a part: lower the one or raise the other"
+            )
+        if self.weights is not None and not self.pretrained:
+            raise InputError(f"weights {self.weights!r} given with pretrained false: leave one of the two out")
 
 
+@documented
 @dataclass(frozen=True)
 class RunOptions:
     """How a run is carried out: nothing here changes what is learned, and a resumed run may choose anew.
 
-    Attributes:
-        workers: threads that decode photographs; 0 decodes in the training thread.
-        threads: threads that compute; None: as many as PyTorch takes.
-        checkpoint_steps, checkpoint_seconds: a checkpoint every so many steps, or so many seconds, whichever comes
-            first, beside the one at each epoch's end; None: not by that measure.
-        cache_bytes: most bytes of decoded photographs to hold in memory; 0 holds none.
-        strict: refuse photographs that cannot be read, instead of training without them.
-        tensorboard: also write event files into the run's folder.
+    A checkpoint is written at each epoch's end in any case, and after so many steps or seconds, whichever comes first.
     """
 
-    workers: int = 2
-    threads: int | None = None
-    checkpoint_steps: int | None = None
-    checkpoint_seconds: float | None = 60.0
-    cache_bytes: int = 0
-    strict: bool = False
-    tensorboard: bool = False
+    workers: int = option(2, "Threads that decode photographs; 0 decodes in the training thread.", least=0)
+    threads: int | None = option(None, "Threads that compute; by default as many as PyTorch takes.", least=1)
+    checkpoint_steps: int | None = option(None, "Write a checkpoint every so many steps.", least=1)
+    checkpoint_seconds: float | None = option(60.0, "Write a checkpoint every so many seconds.", above=0)
+    cache: int | str = option(0, "Most memory for decoded photographs, such as 256MB; 0 holds none.")
+    strict: bool = option(False, "Refuse photographs that cannot be read, instead of training without them.")
+    tensorboard: bool = option(False, "Also write TensorBoard files into the run's folder.")
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("workers", self.workers, 0),
-            ("threads", self.threads, 1),
-            ("checkpoint_steps", self.checkpoint_steps, 1),
-            ("cache_bytes", self.cache_bytes, 0),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}: expected {least} or more")
-        if self.checkpoint_seconds is not None and not self.checkpoint_seconds > 0:
-            raise InputError(f"checkpoint_seconds is {self.checkpoint_seconds}: expected more than 0")
+        check_all(self)
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache` as a number of bytes."""
+        return number_of_bytes("cache", self.cache)

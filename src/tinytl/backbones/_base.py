@@ -8,6 +8,9 @@ from torch import nn
 
 from tinytl.nn.layers import Norm
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Per channel R, G, B of x / 255 over ImageNet's training images: what most publishers normalize by."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -38,7 +41,8 @@ class Backbone:
         name: a key of ``BACKBONES``.
         model: the network, on the CPU, float32, in evaluation mode.
         preprocessing: how its input is made.
-        norm: 'bn', or 'gn' (group norm with weight standardization).
+        norm: 'bn', or 'gn' (group norm with weight standardization). Networks whose batch norm is folded into the
+            weights (the int8-published ones) say 'bn': their lite residual modules have it.
         pretrained: whether its weights were read from a file.
         lite_blocks: module paths in ``model`` of the blocks that may get a lite residual module: every block
             but the first, in forward order.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tinytl.nn.layers import Norm, Residual, conv_norm_act
+from tinytl.nn.layers import NORM_EPS, Norm, Residual, conv_norm_act
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class InvertedResidualNet(nn.Module):
         num_classes: of the classifier.
         norm: 'bn', or 'gn' (with weight standardization).
         same: TensorFlow SAME padding (norm 'bn' only).
+        eps: of every norm, as the published weights were trained with.
     """
 
     def __init__(
@@ -58,14 +59,15 @@ class InvertedResidualNet(nn.Module):
         num_classes: int = 1000,
         norm: Norm = "bn",
         same: bool = False,
+        eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         stem, last = blocks[0].in_channels, blocks[-1].out_channels
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["stem"] = conv_norm_act(3, stem, 3, stride=2, norm=norm, same=same)
+        layers["stem"] = conv_norm_act(3, stem, 3, stride=2, norm=norm, same=same, eps=eps)
         for index, spec in enumerate(blocks):
-            layers[f"block{index}"] = _block(spec, norm, same)
-        layers["head"] = conv_norm_act(last, head_channels, norm=norm, same=same)
+            layers[f"block{index}"] = _block(spec, norm, same, eps)
+        layers["head"] = conv_norm_act(last, head_channels, norm=norm, same=same, eps=eps)
         self.features = nn.Sequential(layers)
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(head_channels, num_classes)
@@ -81,19 +83,14 @@ class InvertedResidualNet(nn.Module):
         return self.classifier(self.dropout(features.mean((2, 3))))
 
 
-def _block(spec: BlockSpec, norm: Norm, same: bool) -> nn.Module:
+def _block(spec: BlockSpec, norm: Norm, same: bool, eps: float) -> nn.Module:
     middle = spec.in_channels * spec.expand
     units: OrderedDict[str, nn.Module] = OrderedDict()
     if spec.expand != 1:
-        units["expand"] = conv_norm_act(spec.in_channels, middle, norm=norm, same=same)
+        units["expand"] = conv_norm_act(spec.in_channels, middle, norm=norm, same=same, eps=eps)
     units["depthwise"] = conv_norm_act(
-        middle, middle, spec.kernel, stride=spec.stride, groups=middle, norm=norm, same=same
+        middle, middle, spec.kernel, stride=spec.stride, groups=middle, norm=norm, same=same, eps=eps
     )
-    units["project"] = conv_norm_act(middle, spec.out_channels, norm=norm, act=False, same=same)
+    units["project"] = conv_norm_act(middle, spec.out_channels, norm=norm, act=False, same=same, eps=eps)
     body = nn.Sequential(units)
     return Residual(body) if spec.has_shortcut else body
-
-
-def lite_block_paths(blocks: Sequence[BlockSpec]) -> tuple[str, ...]:
-    """Paths of the blocks that may get a lite residual module: all but the first, as the reference."""
-    return tuple(f"features.block{index}" for index in range(1, len(blocks)))

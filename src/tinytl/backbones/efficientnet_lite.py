@@ -8,11 +8,13 @@ converted to PyTorch and put on PyPI by ML Illustrated.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
 from tinytl.backbones._base import Preprocessing
 from tinytl.backbones._inverted_residual import BlockSpec, InvertedResidualNet
+from tinytl.backbones._layouts import Layout, renamed, unit_path
 from tinytl.backbones.weights import WeightsSource
 from tinytl.nn.layers import Norm
 from tinytl.nn.lite_residual import make_divisible
@@ -100,14 +102,17 @@ def published_names(state: Iterable[str], specs: tuple[BlockSpec, ...]) -> Mappi
     """
     units = {"features.stem": ("_conv_stem", "_bn0"), "features.head": ("_conv_head", "_bn1")}
     for index, spec in enumerate(specs):
-        ours = f"features.block{index}" + (".body" if spec.has_shortcut else "")
+        ours = unit_path(index, spec)
         for unit, norm in (("expand", "_bn0"), ("depthwise", "_bn1"), ("project", "_bn2")):
             units[f"{ours}.{unit}"] = (f"_blocks.{index}._{unit}_conv", f"_blocks.{index}.{norm}")
     layers = {"classifier": "_fc"}
     for ours, (conv, norm) in units.items():
         layers[f"{ours}.conv"], layers[f"{ours}.norm"] = conv, norm
-    names = {}
-    for name in state:
-        layer, _, tensor = name.rpartition(".")
-        names[name] = f"{layers[layer]}.{tensor}"
-    return names
+    return renamed(state, layers)
+
+
+def layouts(specs: tuple[BlockSpec, ...]) -> tuple[Layout, ...]:
+    """The published layout. timm's is not read: its networks of this name and layout are padded in two ways, which
+    the keys do not tell apart.
+    """
+    return (Layout("PyPI", functools.partial(published_names, specs=specs)),)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tinytl.backbones._base import Preprocessing
-from tinytl.backbones._inverted_residual import BlockSpec, InvertedResidualNet, lite_block_paths
+from tinytl.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from tinytl.backbones._inverted_residual import BlockSpec, InvertedResidualNet
+from tinytl.backbones._layouts import Layout, renamed
 from tinytl.nn.layers import Norm
 from tinytl.nn.lite_residual import insert_lite_blocks_
 
@@ -30,7 +31,7 @@ STAGES = (
     (320, 1, ((6, 7),)),
 )
 
-PREPROCESSING = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875)
+PREPROCESSING = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, "bilinear", 0.875)
 
 
 def _blocks() -> tuple[BlockSpec, ...]:
@@ -52,7 +53,7 @@ def proxylessnas_mobile(norm: Norm = "bn", num_classes: int = 1000, lite: bool =
     """ProxylessNAS-Mobile with random weights; ``lite`` inserts 19 fresh lite residual modules."""
     model = InvertedResidualNet(BLOCKS, num_classes=num_classes, norm=norm)
     if lite:
-        insert_lite_blocks_(model, lite_block_paths(BLOCKS), norm=norm)
+        insert_lite_blocks_(model, model.block_paths[1:], norm=norm)
     return model
 
 
@@ -85,13 +86,7 @@ def published_names(state: Iterable[str]) -> Mapping[str, str]:
             layers[f"features.block{index}.lite.{layer}"] = f"blocks.{number}.conv.lite_residual.{theirs}"
     for ours, theirs in units.items():
         layers[f"{ours}.conv"], layers[f"{ours}.norm"] = f"{theirs}.conv", f"{theirs}.bn"
-    names = {}
-    for name in state:
-        layer, _, tensor = name.rpartition(".")
-        names[name] = f"{layers[layer]}.{tensor}"
-    return names
+    return renamed(state, layers)
 
 
-def has_lite_modules(state: Iterable[str]) -> bool:
-    """Whether published or own names hold lite residual modules."""
-    return any(".lite_residual." in name or ".lite." in name for name in state)
+LAYOUTS = (Layout("the TinyTL reference", published_names, ".lite_residual."),)

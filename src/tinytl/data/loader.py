@@ -1,18 +1,19 @@
 """Photographs -> batches, decoded in a bounded pool of threads.
 
 Threads, not processes: Pillow lets go of the interpreter's lock while it decodes and resizes, and a thread
-costs no second copy of the runtime. What is held is the batch in the consumer's hands and at most
-``prefetch`` more, whatever the size of the data set.
+costs no second copy of the runtime. A worker writes its photograph straight into the batch's memory, so that
+all the consumer's thread does is to wait for the last one. What is held is the batch in the consumer's hands
+and at most ``prefetch`` more, whatever the size of the data set, and the `PhotoCache` where one is given.
 
 A batch depends on (photographs, transform, batch size, seed, epoch, its number) and on nothing else: not on
-the number of workers, on which of them was first, or on the batches before it. To resume is to ask for an
+the number of workers, on which of them was first, on the batches before it, or on the cache. To resume is to ask for an
 epoch from ``start_batch``.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tinytl.data.cache import PhotoCache
 from tinytl.data.decode import open_photo
 from tinytl.data.folder import PhotoSet
 from tinytl.data.transforms import FloatArray, Transform, epoch_order, sample_rng
@@ -50,7 +52,8 @@ class Loader:
 
     ``batch_size``: N; the last batch of an epoch may be smaller, unless ``drop_last``. ``seed``: of order and
     augmentation, at least 0. ``shuffle``: a new order each epoch, else that of the set. ``workers``: threads;
-    0 decodes in the calling thread. ``prefetch``: batches under way beyond the one being used.
+    0 decodes in the calling thread. ``prefetch``: batches under way beyond the one being used. ``cache``: holds
+    decoded photographs from one epoch to the next; loaders may share one.
 
     Raises InputError for a number out of range, DataError where there are no photographs.
     """
@@ -66,6 +69,7 @@ class Loader:
         workers: int = 2,
         drop_last: bool = False,
         prefetch: int = 2,
+        cache: PhotoCache | None = None,
     ) -> None:
         for name, value, least in (
             ("batch size", batch_size, 1),
@@ -85,7 +89,9 @@ class Loader:
             )
         self.photos, self.transform, self.batch_size = photos, transform, batch_size
         self.seed, self.shuffle, self.workers = seed, shuffle, workers
-        self.drop_last, self.prefetch = drop_last, prefetch
+        self.drop_last, self.prefetch, self.cache = drop_last, prefetch, cache
+        self._open = open_photo if cache is None else cache.open
+        self._labels = np.array([label for _, label in photos.items], dtype=np.int64)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.photos), self.batch_size)
@@ -115,24 +121,26 @@ class Loader:
         numbers = iter(range(start_batch, len(self)))
         if self.workers == 0:
             for number in numbers:
-                indices = self._indices(order, number)
-                yield self._collate(indices, (self._sample(epoch, int(index)) for index in indices))
+                yield self._made(epoch, self._indices(order, number))
             return
-        under_way: deque[tuple[npt.NDArray[np.int64], list[Future[FloatArray]]]] = deque()
+        under_way: deque[tuple[Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="tinytl-decode")
 
-        def fill() -> None:
+        def submit() -> None:
             while len(under_way) < self.prefetch and (number := next(numbers, None)) is not None:
                 indices = self._indices(order, number)
-                under_way.append((indices, [pool.submit(self._sample, epoch, int(index)) for index in indices]))
+                batch, rows = self._blank(indices)
+                pairs = zip(rows, indices, strict=True)
+                under_way.append((batch, [pool.submit(self._fill, row, epoch, int(index)) for row, index in pairs]))
 
         try:
-            fill()
+            submit()
             while under_way:
-                indices, futures = under_way.popleft()
-                batch = self._collate(indices, (future.result() for future in futures))
-                del futures  # the arrays are copied: hold no more while the consumer works
-                fill()
+                batch, futures = under_way.popleft()
+                for future in futures:
+                    future.result()  # in order: of two that cannot be read, the first is named
+                del futures
+                submit()
                 yield batch
                 del batch
         finally:
@@ -141,18 +149,22 @@ class Loader:
     def _indices(self, order: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
         return order[number * self.batch_size : (number + 1) * self.batch_size]
 
-    def _sample(self, epoch: int, index: int) -> FloatArray:
-        """Read and transform one photograph: the only thing that runs in a worker, and no torch in it."""
-        with open_photo(self.photos.items[index][0]) as photo:
-            return self.transform(photo, sample_rng(self.seed, epoch, index))
+    def _made(self, epoch: int, indices: npt.NDArray[np.int64]) -> Batch:
+        batch, rows = self._blank(indices)
+        for row, index in zip(rows, indices, strict=True):
+            self._fill(row, epoch, int(index))
+        return batch
 
-    def _collate(self, indices: npt.NDArray[np.int64], samples: Iterator[FloatArray]) -> Batch:
+    def _fill(self, row: FloatArray, epoch: int, index: int) -> None:
+        """Read and transform one photograph: the only thing that runs in a worker, and no torch in it."""
+        with self._open(self.photos.items[index][0]) as photo:
+            row[...] = self.transform(photo, sample_rng(self.seed, epoch, index))
+
+    def _blank(self, indices: npt.NDArray[np.int64]) -> tuple[Batch, FloatArray]:
+        """Return a batch whose images are not written yet, and the array (N, 3, R, R) to write them to."""
         import torch
 
         side = self.transform.resolution
         images = torch.empty((len(indices), 3, side, side), memory_format=torch.channels_last)
-        view = images.numpy()
-        for row, sample in enumerate(samples):
-            view[row] = sample
-        labels = torch.tensor([self.photos.items[index][1] for index in indices], dtype=torch.int64)
-        return Batch(images, labels, torch.from_numpy(indices.copy()))
+        labels = torch.from_numpy(self._labels[indices])
+        return Batch(images, labels, torch.from_numpy(indices.copy())), images.numpy()

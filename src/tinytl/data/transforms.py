@@ -151,7 +151,9 @@ class EvalTransform:
 
     def __call__(self, photo: Photo, rng: np.random.Generator | None = None) -> FloatArray:
         """Return float32 (3, R, R); draws nothing. Raises DataError where the photograph cannot be read."""
-        image = _cut(photo.rgb(), self.crop(photo.size), self.resolution, self.interpolation)
+        box, side = self.crop(photo.size), self.resolution
+        key = (box, side, self.interpolation)
+        image = photo.memo(key, side * side, lambda: _cut(photo.rgb(), box, side, self.interpolation))
         return _normalized(image, self.mean, self.std)
 
     def crop(self, size: Size) -> Box:

@@ -1,10 +1,12 @@
 """Training and evaluation: plain loops over batches and micro-batches."""
 
+from tinytl.spec import OPTIMIZERS, FitOptions
+
 from .evaluation import BatchSource, Evaluation, LabelledBatch, evaluate
-from .fitting import fit, train_step
+from .fitting import fit
 from .infos import EpochInfo, FitResult, StepInfo, peak_bytes
 from .optimizer import learning_rate, make_optimizer, seed_generators
-from .options import OPTIMIZERS, FitOptions
+from .step import train_step
 
 __all__ = [
     "OPTIMIZERS",

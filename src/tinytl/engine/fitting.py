@@ -1,6 +1,6 @@
 """Training: plain loops over batches and micro-batches.
 
-One step on a batch of N images, run as micro-batches of n_1 + n_2 + ... = N images:
+One step (`tinytl.engine.step`) on a batch of N images, run as micro-batches of n_1 + n_2 + ... = N images:
 
     loss = sum_i (n_i / N) * mean cross entropy of micro-batch i
 
@@ -25,16 +25,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tinytl.checkpoint import Boundary, Progress, Resume, load_optimizer
-from tinytl.errors import InputError, RunError
+from tinytl.errors import InputError, NotFiniteError, RunError
+from tinytl.spec import FitOptions
 
-from .evaluation import BatchSource, LabelledBatch, closing, evaluate, module_modes, restore_modes
+from .evaluation import BatchSource, Evaluation, closing, evaluate, module_modes, restore_modes
+from .finite import origin
 from .infos import EpochInfo, FitResult, StepInfo, peak_bytes
-from .optimizer import learning_rate, make_optimizer, match_strides, seed_generators
-from .options import FitOptions
+from .optimizer import learning_rate, make_optimizer, seed_generators
+from .step import MEND, train_step
 
 
 def fit(
@@ -54,8 +55,8 @@ def fit(
     wrote down is there before a checkpoint says that it is done. A hook may save there and raise, and nothing
     is lost. The caller's random generators are left as they were.
 
-    Raises InputError when nothing trains or a loader is empty; RunError when the loss is NaN or infinite (the
-    model is left as before that step) or ``resume`` does not fit.
+    Raises InputError when nothing trains or a loader is empty; NotFiniteError when a loss or a gradient is NaN or
+    infinite (the model is left as before that step); RunError when ``resume`` does not fit.
     """
     names, parameters = _trainable(model)
     optimizer = make_optimizer(parameters, options)
@@ -128,9 +129,7 @@ def fit(
             start = time.perf_counter()
             validation, best = None, (at.best_top1, at.best_epoch)
             if val_loader is not None:
-                validation = evaluate(model, val_loader, micro_batch=options.micro_batch)
-                if not math.isfinite(validation.loss):
-                    raise RunError(f"the validation loss is {validation.loss} after epoch {epoch}: {_MEND}")
+                validation = _validate(model, val_loader, options.micro_batch, epoch)
                 best = max(best, (validation.top1, epoch), key=lambda pair: pair[0])  # ties: the earlier
             info = EpochInfo(
                 epoch=epoch,
@@ -165,47 +164,18 @@ def fit(
     )
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: LabelledBatch,
-    lr: float,
-    options: FitOptions,
-    where: str = "this step",
-) -> tuple[float, int]:
-    """Take one optimizer step on one batch; return its mean loss and how many images were right before it.
-
-    Raises RunError, naming ``where``, when the loss is NaN or infinite. No parameter has changed then.
-    """
-    device = next(model.parameters()).device
-    count = len(batch.labels)
-    size = options.micro_batch or count
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    optimizer.zero_grad(set_to_none=True)
-    for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        logits = model(images)  # (n, classes)
-        loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-        loss = loss * (len(labels) / count)
-        loss.backward()
-        total += loss.detach()
-        correct += (logits.detach().argmax(1) == labels).sum()
-        del images, logits, loss  # or this micro-batch's graph would live on beside the next one's
-    value = total.item()
-    if not math.isfinite(value):
-        optimizer.zero_grad(set_to_none=True)
-        raise RunError(f"the loss is {value} at {where}, learning rate {lr:.3g}: {_MEND}")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-        for parameter in group["params"]:
-            match_strides(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)  # no gradient is alive between steps
-    return value, int(correct.item())
-
-
-_MEND = "lower the learning rate (--lr), or go on from the last checkpoint"
+def _validate(model: nn.Module, loader: BatchSource, micro_batch: int | None, epoch: int) -> Evaluation:
+    validation = evaluate(model, loader, micro_batch=micro_batch)
+    if math.isfinite(validation.loss):
+        return validation
+    modes = module_modes(model)
+    model.eval()
+    try:
+        with closing(loader.epoch(0)) as source:
+            fault = origin(model, (images for batch in source for images in batch.images.split(micro_batch or 1)))
+    finally:
+        restore_modes(modes)
+    raise NotFiniteError(f"the validation loss is {validation.loss} after epoch {epoch}: {fault}; {MEND}")
 
 
 def _trainable(model: nn.Module) -> tuple[tuple[str, ...], list[nn.Parameter]]:

@@ -92,6 +92,13 @@ class FitResult:
     steps: int
     seconds: float
 
+    @property
+    def step_share(self) -> float | None:
+        """The share of the training time that the steps got, the rest being waited for the loader; None: no epoch."""
+        stepped = sum(info.seconds for info in self.epochs)
+        waited = sum(info.wait_seconds for info in self.epochs)
+        return stepped / max(stepped + waited, 1e-9) if self.epochs else None
+
 
 def peak_bytes(device: torch.device) -> int:
     """Return the most memory held so far: the allocator's on CUDA, else this process's resident set (RSS)."""

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from .options import FitOptions
+from tinytl.spec import FitOptions
 
 
 def learning_rate(step: int, batches: int, options: FitOptions) -> float:

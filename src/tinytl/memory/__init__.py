@@ -5,7 +5,8 @@ from tinytl.nn.kept import Kept, KeptEntry, kept
 from .counted import Counted, count
 from .measured import Measured, Timeline, adam, measure_step, measure_training_step, resident_tensors, training_step
 from .profile import Figures, Profile, profile_step
-from .rss import StepSpec, rss_delta
+from .rss import rss_delta
+from .step import StepSpec
 from .timeline import draw_timelines
 
 __all__ = [

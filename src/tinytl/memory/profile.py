@@ -16,18 +16,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinytl._threads import threads
-from tinytl.backbones import load
-from tinytl.errors import InputError
-from tinytl.methods import Adaptation, adapt_, method
+from tinytl.methods import Adaptation
 from tinytl.nn.kept import Kept, kept
 from tinytl.ops._native import KERNELS
 
 from .counted import Counted, count
 from .measured import Measured, adam, measure_step, resident_tensors, training_step
-from .rss import StepSpec, rss_delta
+from .rss import rss_delta
+from .step import StepSpec, build_batch, build_network
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -128,16 +127,16 @@ def profile_step(spec: StepSpec, *, compare_stock: bool = False, repeats: int = 
     Raises:
         InputError: unknown names, or numbers that cannot be.
     """
-    _check(spec)
+    spec.check()
     with threads(spec.threads):
         return _profile(spec, compare_stock, repeats, rss)
 
 
 def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Profile:
     size = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-    counted = count(_network(replace(spec, lean=False))[0], _shape(spec, size))
-    model, adaptation = _network(replace(spec, lean=True))
-    ledger = kept(model, _shape(spec, size))
+    counted = count(build_network(replace(spec, lean=False))[0], spec.shape(size))
+    model, adaptation = build_network(replace(spec, lean=True))
+    ledger = kept(model, spec.shape(size))
     lean = [_make_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
     stock: list[Candidate] = []
     if compare_stock:
@@ -155,35 +154,6 @@ def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Pr
     )
 
 
-def _check(spec: StepSpec) -> None:
-    smallest = {"resolution": 32, "batch_size": 1, "classes": 1, "last_blocks": 0}
-    for name, least in smallest.items():
-        if getattr(spec, name) < least:
-            raise InputError(f"{name} is {getattr(spec, name)}: expected {least} or more")
-    if spec.micro_batch is not None and spec.micro_batch < 1:
-        raise InputError(f"micro_batch is {spec.micro_batch}: expected 1 or more")
-
-
-def _shape(spec: StepSpec, images: int) -> tuple[int, int, int, int]:
-    return images, 3, spec.resolution, spec.resolution
-
-
-def _network(spec: StepSpec) -> tuple[nn.Module, Adaptation]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = load(spec.backbone, pretrained=False, norm=spec.norm, num_classes=spec.classes).model
-    chosen = method(spec.method, last_blocks=spec.last_blocks)
-    adaptation = adapt_(model, chosen, resolution=spec.resolution, lean=spec.lean)
-    return model.train(), adaptation
-
-
-def _batch(spec: StepSpec, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_shape(spec, spec.batch_size), generator=generator)
-    labels = torch.randint(spec.classes, (spec.batch_size,), generator=generator)
-    return images.contiguous(memory_format=memory_format), labels
-
-
 def stock_layouts(spec: StepSpec) -> list[str]:
     """The layouts in which stock PyTorch can take the step.
 
@@ -195,13 +165,13 @@ def stock_layouts(spec: StepSpec) -> list[str]:
 
 def candidate(spec: StepSpec, layout: str) -> Candidate:
     """The step of `spec` (lean or stock, as it says) in one of `LAYOUTS`, warmed up and watched once."""
-    return _make_candidate(layout, _network(spec)[0], spec, LAYOUTS[layout])
+    return _make_candidate(layout, build_network(spec)[0], spec, LAYOUTS[layout])
 
 
 def _make_candidate(name: str, model: nn.Module, spec: StepSpec, memory_format: torch.memory_format) -> Candidate:
     if not spec.lean:
         model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    images, labels = _batch(spec, memory_format)
+    images, labels = build_batch(spec, memory_format)
     optimizer = adam(model)
     step = training_step(model, images, labels, optimizer, spec.micro_batch)
     step()  # so that the optimizer's state is there

@@ -11,7 +11,7 @@ for the first time, and heap that is free but not returned. A warm-up step would
 leave its own heap for the measured one to run in. Pages are counted as the kernel counts them: expect some MB
 of spread between runs.
 
-Linux only (``/proc``). By hand, any field of :class:`StepSpec`::
+Linux only (``/proc``). By hand, any field of :class:`tinytl.memory.step.StepSpec`::
 
     python -m tinytl.memory.rss '{"backbone": "proxylessnas_mobile", "method": "tinytl-l+b"}'
 """
@@ -26,41 +26,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from tinytl.errors import TinyTLError
 
+from .step import StepSpec
+
 _STDERR_LINES = 8
-
-
-@dataclass(frozen=True)
-class StepSpec:
-    """The training step that a worker builds and takes.
-
-    Attributes:
-        backbone: a key of ``tinytl.backbones.BACKBONES``; its weights are random, which no byte depends on.
-        method: a method's name on the command line, e.g. 'tinytl-l+b'.
-        norm: 'bn' or 'gn'.
-        resolution: pixels a side.
-        batch_size, micro_batch: images a step, and images at a time (None: all).
-        classes: outputs of the classifier.
-        last_blocks: blocks at the end that train in full.
-        lean: the lean network, or stock PyTorch's of the same method.
-        threads: PyTorch's threads; None leaves its choice.
-    """
-
-    backbone: str
-    method: str
-    norm: Literal["bn", "gn"] = "bn"
-    resolution: int = 224
-    batch_size: int = 8
-    micro_batch: int | None = None
-    classes: int = 102
-    last_blocks: int = 0
-    lean: bool = True
-    threads: int | None = None
 
 
 def rss_delta(spec: StepSpec, *, timeout_seconds: float = 600.0) -> dict[str, int | bool] | None:
@@ -101,7 +74,7 @@ def rss_delta(spec: StepSpec, *, timeout_seconds: float = 600.0) -> dict[str, in
 
 
 def main() -> None:
-    """Be the worker: read a :class:`StepSpec` as JSON from the command line, print the result as JSON."""
+    """Be the worker: read a step as JSON from the command line, print the result as JSON."""
     step = _build(StepSpec(**json.loads(sys.argv[1])))
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # Not glibc: nothing to trim, nothing to say.
@@ -120,26 +93,16 @@ def main() -> None:
 
 
 def _build(spec: StepSpec) -> Callable[[], None]:
-    # Here and not above: the parent needs none of it.
+    # Here and not above: the parent may have imported none of it.
     import torch
 
-    from tinytl.backbones import load
-    from tinytl.memory.measured import adam, training_step
-    from tinytl.methods import adapt_, method
+    from .measured import adam, training_step
+    from .step import build_batch, build_network
 
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    torch.manual_seed(0)
-    backbone = load(spec.backbone, pretrained=False, norm=spec.norm, num_classes=spec.classes)
-    model = backbone.model.train()
-    adapt_(
-        model,
-        method(spec.method, last_blocks=spec.last_blocks),
-        resolution=spec.resolution,
-        lean=spec.lean,
-    )
-    images = torch.randn(spec.batch_size, 3, spec.resolution, spec.resolution)
-    labels = torch.randint(spec.classes, (spec.batch_size,))
+    model, _ = build_network(spec)
+    images, labels = build_batch(spec, torch.contiguous_format)
     return training_step(model, images, labels, adam(model), spec.micro_batch)
 
 

@@ -1,18 +1,113 @@
-"""What is checked before a network is changed: all that adapting could fail on."""
+"""What is checked before a network is changed: what can be seen without running it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinytl.errors import InputError, UnsupportedLayerError
-from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d
-from tinytl.nn.lean import ImageDropout, LeanLiteBlock, LeanModule, LeanResidual, LeanSequential
+from tinytl.errors import InputError, UnknownNameError, UnsupportedLayerError
+from tinytl.graph.blocks import find_blocks, find_classifier, find_shape
+from tinytl.graph.frame import Trace, label
+from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d, StaysInEvaluation
+from tinytl.nn.lean import ImageDropout, LeanForward, LeanLiteBlock, LeanModule, LeanResidual, LeanSequential
 
-from ._lowering import BATCH_NORMS, SUPPORTED_LEAVES
+from .method import LastBlocks, LiteResidual, Method
+
+Shapes = list[tuple[int, int, int]]
+
+
+def check_ready(model: nn.Module) -> None:
+    """Refuse a network that is adapted already, and batch norms that have nothing to freeze."""
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, _ADAPTED) or any(isinstance(v, _ATTACHED) for v in vars(module).values()):
+            raise InputError(
+                f"the network is adapted already ({path or 'it'} is a {kind}): adapt a fresh copy of its base"
+            )
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise UnsupportedLayerError(
+                f"{path} ({kind}): has no running statistics and normalizes by the batch that it sees; "
+                "train the network with track_running_stats=True"
+            )
+        own = vars(module).get("forward")
+        if own is not None:
+            raise UnsupportedLayerError(
+                f"{label(path, module)}: its forward was replaced on the instance, which adapting would undo; "
+                "make it a class of its own"
+            )
+
+
+def choose_classifier(model: nn.Module, classifier: str | None, trace: Trace) -> str:
+    """The classifier's path: as given, or as found.
+
+    Raises:
+        InputError: there is none there, or none was found.
+    """
+    if classifier is None:
+        found = find_classifier(model, trace)
+        if found is None:
+            raise InputError(
+                "no classifier found: the last layer with parameters is no Linear and no 1x1 convolution; "
+                "give the path of what trains for a new task with classifier="
+            )
+        return found
+    if not classifier or not has_module(model, classifier):
+        raise InputError(
+            f"no classifier at {classifier!r}: give its path in the network with classifier=, or leave it out "
+            f"(found: {find_classifier(model, trace)!r})"
+        )
+    if not any(True for _ in model.get_submodule(classifier).parameters()):
+        raise InputError(f"the classifier at {classifier!r} has no parameters: give the path of one that has")
+    return classifier
+
+
+def choose_blocks(model: nn.Module, blocks: Sequence[str] | None, method: Method, trace: Trace) -> list[str]:
+    """The blocks' paths in forward order: as given, as the network says (`block_paths`), or as found.
+
+    Raises:
+        UnknownNameError: no module at one of the paths.
+        InputError: the method needs blocks and there are none, or too few.
+    """
+    own = getattr(model, "block_paths", None)
+    paths = list(blocks) if blocks is not None else list(own) if own is not None else find_blocks(model, trace)
+    last: LastBlocks | None = method.part(LastBlocks)
+    if not paths and (method.part(LiteResidual) is not None or (last is not None and last.count)):
+        raise InputError(
+            f"method {method.name!r} needs to know the network's blocks, and none were found: give their paths in "
+            "forward order with blocks=[...]"
+        )
+    for path in paths:
+        if not path or not has_module(model, path):
+            raise UnknownNameError("block", path, [name for name in trace.modules if name])
+    if last is not None and last.count > len(paths):
+        raise InputError(f"last blocks {last.count}: the network has {len(paths)}")
+    return paths
+
+
+def lite_shapes(model: nn.Module, paths: Sequence[str], trace: Trace) -> Shapes | None:
+    """(in channels, out channels, stride) of the blocks that get a lite module, as measured on images.
+
+    None for a network that says what its blocks are (`block_paths`): there they are read off the layers.
+
+    Raises:
+        InputError: a block that does not take one image to one image.
+    """
+    if getattr(model, "block_paths", None) is not None:
+        return None
+    found: Shapes = []
+    for path in paths:
+        shape = find_shape(trace, path)
+        if shape is None:
+            entry = trace.get(path)
+            seen = "is never called" if entry is None else f"takes {entry.inputs} and gives {entry.outputs}"
+            raise InputError(
+                f"cannot insert a lite residual module at {path!r}: it {seen}; expected one image in and one out "
+                "(N, C, H, W): name other blocks"
+            )
+        found.append(shape)
+    return found
 
 
 def has_module(model: nn.Module, path: str) -> bool:
@@ -24,71 +119,5 @@ def has_module(model: nn.Module, path: str) -> bool:
     return True
 
 
-def check_ready(model: nn.Module, classifier: str) -> None:
-    """Refuse what can be seen without running the network."""
-    if not classifier or not has_module(model, classifier):
-        raise InputError(f"no classifier at {classifier!r}: give its path in the network with classifier=")
-    if not any(True for _ in model.get_submodule(classifier).parameters()):
-        raise InputError(f"the classifier at {classifier!r} has no parameters: give the path of one that has")
-    for path, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, _ADAPTED):
-            raise InputError(f"the network is adapted already ({path} is a {kind}): adapt a fresh copy of its base")
-        if not isinstance(module, _NormBase):
-            continue
-        if type(module) in BATCH_NORMS and module.running_mean is None:
-            raise UnsupportedLayerError(
-                f"{path} ({kind}): has no running statistics and normalizes by the batch that it sees; "
-                "train the network with track_running_stats=True"
-            )
-        if type(module) not in BATCH_NORMS and module.running_mean is not None:
-            raise UnsupportedLayerError(
-                f"{path} ({kind}): its statistics would change in training, only those of a plain BatchNorm2d can "
-                "be frozen; replace it by one"
-            )
-
-
-def check_flow(ghost: nn.Module, resolution: int) -> None:
-    """Refuse a layer that is not a supported one where a gradient flows, seen by running the meta copy."""
-
-    def refuse(path: str, module: nn.Module) -> None:
-        known = ", ".join(sorted(kind.__name__ for kind in SUPPORTED_LEAVES))
-        raise UnsupportedLayerError(
-            f"{path} ({type(module).__name__}): cannot be adapted exactly; supported layers: {known}"
-        )
-
-    handles = []
-    for path, module in ghost.named_modules():
-        own = list(module.parameters(recurse=False))
-        leaf = not any(True for _ in module.children())
-        if type(module) in SUPPORTED_LEAVES or type(module) is nn.Sequential or not (leaf or own):
-            continue
-        if any(p.requires_grad for p in own):
-            refuse(path, module)
-
-        def watch(module: nn.Module, args: object, output: object, path: str = path) -> None:
-            found = output.values() if isinstance(output, dict) else output
-            tensors = found if isinstance(found, Iterable) and not isinstance(found, torch.Tensor) else (found,)
-            if any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
-                refuse(path, module)
-
-        handles.append(module.register_forward_hook(watch))
-    try:
-        with torch.enable_grad():
-            ghost.train()(torch.empty((1, 3, resolution, resolution), dtype=_kind(ghost), device="meta"))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"the network does not run on an image (1, 3, {resolution}, {resolution}): {type(error).__name__}: "
-            f"{first}; give the side that it takes with resolution="
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _kind(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters()), torch.float32)
-
-
 _ADAPTED = (LeanModule, LeanSequential, LeanResidual, LeanLiteBlock, ImageDropout, FrozenStatsBatchNorm2d)
+_ATTACHED = (LeanForward, StaysInEvaluation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -22,3 +24,17 @@ class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
         """Stay in evaluation mode whatever is asked."""
         super().train(False)
         return self
+
+
+class StaysInEvaluation:
+    """In the place of `train` of a normalization with a forward of its own: it stays in evaluation mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        """Set the modes of what it holds, and its own to evaluation."""
+        kind: Any = type(self.module)
+        kind.train(self.module, mode)
+        self.module.training = False
+        return self.module

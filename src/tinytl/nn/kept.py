@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from tinytl.errors import UnsupportedLayerError
 from tinytl.ops.chain import Stage, chain_keeps, observe_chains
+from tinytl.ops.region import observe_regions
 
-from .lean import ImageDropout, LeanModule, LeanSequential
+from .lean import ImageDropout, LeanForward, LeanModule, LeanSequential, LeanShortcutBlock
 
 _KEEPS_NOTHING: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Sequential, LeanSequential)
 
@@ -60,26 +61,54 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
     dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     entries: list[KeptEntry] = []
     seen: dict[int, Tensor] = {}  # by storage; holding the tensor keeps its address from coming up twice
+    block = "(input)"  # the block with a shortcut that was entered last
+
+    def first_seen(tensor: Tensor) -> bool:
+        storage = tensor.untyped_storage()._cdata
+        return seen.setdefault(storage, tensor) is tensor
+
+    def on_region(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        for what, tensors in (("input", inputs), ("random state", states)):
+            held = sum(t.untyped_storage().nbytes() for t in tensors if first_seen(t))
+            if held:
+                entries.append(KeptEntry(name, what, held))
 
     def on_chain(x: Tensor, stages: list[Stage]) -> None:
+        if not torch.is_grad_enabled():
+            return  # inside a region, which keeps its own input
         for rule in chain_keeps(tuple(x.shape), x.dtype, stages, x_needs=x.requires_grad):
             if rule.is_chain_input:
                 storage = x.untyped_storage()._cdata
                 if storage in seen:
                     continue
                 seen[storage] = x
-            entries.append(KeptEntry(_layer(stages, rule.stage, names), rule.what, rule.bytes))
+            entries.append(KeptEntry(_layer(stages, rule.stage, names) or block, rule.what, rule.bytes))
+
+    def enter(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal block
+            block = path
+
+        return note
 
     handles = [
         module.register_forward_hook(_on_leaf(name, entries))
         for name, module in ghost.named_modules()
         if not (
-            isinstance(module, LeanModule) or type(module) in _KEEPS_NOTHING or any(True for _ in module.children())
+            isinstance(module, LeanModule)
+            or isinstance(vars(module).get("forward"), LeanForward)
+            or type(module) in _KEEPS_NOTHING
+            or any(True for _ in module.children())
         )
+    ]
+    handles += [
+        module.register_forward_pre_hook(enter(f"{path}.act"))
+        for path, module in ghost.named_modules()
+        if isinstance(module, LeanShortcutBlock)
     ]
     saved = _Saved(resident=(*ghost.parameters(), *ghost.buffers()))
     try:
-        with observe_chains(on_chain), torch.enable_grad(), saved.watch():
+        with observe_chains(on_chain), observe_regions(on_region), torch.enable_grad(), saved.watch():
             ghost(torch.empty(tuple(input_shape), dtype=dtype, device="meta"))
     finally:
         for handle in handles:
@@ -146,9 +175,9 @@ def _on_leaf(name: str, entries: list[KeptEntry]) -> Callable[[nn.Module, tuple[
 
 
 def _layer(stages: list[Stage], index: int, names: dict[int, str]) -> str:
-    """The path of the layer that a stage belongs to, or of the nearest one before it that has a tensor."""
+    """The path of the layer that a stage belongs to, or of the nearest before it that has a tensor; '' if none has."""
     for _, tensors in reversed(stages[: index + 1]):
         for tensor in tensors:
             if tensor is not None and id(tensor) in names:
                 return names[id(tensor)].rpartition(".")[0]
-    return "(input)"
+    return ""

@@ -8,6 +8,7 @@ H, W.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -86,12 +87,12 @@ def conv_norm_act(
     stride: int = 1,
     groups: int = 1,
     norm: Norm = "bn",
-    act: bool = True,
+    act: bool | Callable[[], nn.Module] = True,
     same: bool = False,
     eps: float = NORM_EPS,
 ) -> nn.Sequential:
-    """Convolution (no bias), norm and ReLU6 as ``Sequential`` with children ``conv``, ``norm`` and, if
-    ``act``, ``act``.
+    """Convolution (no bias), norm and activation as ``Sequential`` with children ``conv``, ``norm`` and, unless
+    ``act`` is False, ``act``: ReLU6, or what ``act`` makes.
 
     Norm 'bn' takes an ordinary convolution, 'gn' one with weight standardization. ``same`` asks for SAME
     padding instead of (kernel - 1) // 2 on each side.
@@ -110,7 +111,7 @@ def conv_norm_act(
     )
     layers["norm"] = norm_layer(out_channels, norm, eps)
     if act:
-        layers["act"] = nn.ReLU6()
+        layers["act"] = nn.ReLU6() if act is True else act()
     return nn.Sequential(layers)
 
 
@@ -124,3 +125,48 @@ class Residual(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         return input + self.body(input)
+
+
+class ShortcutBlock(Residual):
+    """A block as ResNet has it: ``act(body(x) + shortcut(x))``.
+
+    Attributes:
+        body: from the block's input to its output.
+        shortcut: an ``nn.Identity`` where the body keeps the shape, else what brings the input into the body's shape.
+        act: the activation behind the sum.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
+        super().__init__(body)
+        self.shortcut = shortcut
+        self.act = act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, H, W) -> the body's output shape."""
+        return self.act(self.body(input) + self.shortcut(input))
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times a gate that the whole image decides: ``x * gate(fc2(act(fc1(mean(x)))))``.
+
+    Args:
+        channels: of input and output.
+        squeezed: width between the two layers.
+        act: between the two layers; None: ReLU.
+        gate: behind the second; None: sigmoid.
+
+    The layers are 1x1 convolutions with biases, as published files store them.
+    """
+
+    def __init__(
+        self, channels: int, squeezed: int, act: nn.Module | None = None, gate: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.act = nn.ReLU() if act is None else act
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.gate = nn.Sigmoid() if gate is None else gate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return input * self.gate(self.fc2(self.act(self.fc1(input.mean((2, 3), keepdim=True)))))

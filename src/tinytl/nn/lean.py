@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from tinytl.errors import UnsupportedLayerError
 from tinytl.ops._eager import eager
+from tinytl.ops._op import Op
 from tinytl.ops._weights import WeightRecipe
-from tinytl.ops.activation import Activation
 from tinytl.ops.batch_norm import FrozenBatchNorm
 from tinytl.ops.chain import Stage, chain
 from tinytl.ops.conv import Conv2d, Padding
 from tinytl.ops.group_norm import GroupNorm
 from tinytl.ops.linear import Linear
-from tinytl.ops.pool import AvgPool2d, GlobalMean
+from tinytl.ops.squeeze_excite import SqueezeExcite as SqueezeExciteOp
 from tinytl.ops.upsample import UpsampleBilinear
 
-from .layers import Conv2dSame, Residual, StandardizedConv2d
+from .layers import Conv2dSame, Residual, ShortcutBlock, SqueezeExcite, StandardizedConv2d
 from .lite_residual import LiteBlock
 
 Pair = tuple[int, int]
@@ -174,9 +174,9 @@ class LeanLinear(LeanModule):
 
 
 class LeanFixed(LeanModule):
-    """An operation without tensors: an activation, average pooling, the global mean."""
+    """An operation without tensors: an activation, pooling, the global mean."""
 
-    def __init__(self, op: Activation | AvgPool2d | GlobalMean) -> None:
+    def __init__(self, op: Op) -> None:
         super().__init__()
         self.op = op
 
@@ -187,6 +187,19 @@ class LeanFixed(LeanModule):
     def extra_repr(self) -> str:
         """The operation with its options."""
         return repr(self.op)
+
+
+class LeanSqueezeExcite(LeanModule):
+    """Squeeze and excite; its chain runs again in backward. `fc1` and `fc2` stay where they are, with the tensors."""
+
+    def __init__(self, module: SqueezeExcite, op: SqueezeExciteOp) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = module.fc1, module.fc2
+        self.op = op
+
+    def stages(self) -> list[Stage]:
+        """One operation with both layers' tensors."""
+        return [(self.op, (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias))]
 
 
 class LeanSequential(nn.Sequential):
@@ -240,6 +253,23 @@ class LeanResidual(nn.Module):
         return _add_into(chain(input, stages), input)
 
 
+class LeanShortcutBlock(nn.Module):
+    """`act(body(x) + shortcut(x))`: sum and activation in the body's own output, one bit an element kept."""
+
+    def __init__(self, block: ShortcutBlock) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.act = block.body, block.shortcut, block.act
+
+    @eager
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in, H, W) -> the body's output shape."""
+        stages = stages_of(self.body)
+        beside = self.shortcut(input)
+        total = _add_into(chain(input, stages), beside) if stages else self.body(input) + beside
+        act = stages_of(self.act)
+        return self.act(total) if act is None else chain(total, act, owned=True)
+
+
 class LeanLiteBlock(nn.Module):
     """A block and its lite residual module; the upsampling belongs to the module's chain."""
 
@@ -263,12 +293,25 @@ class ImageDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, ...) -> the same shape; keeps its mask, in the type of the input, while it trains."""
-        if not self.training or self.p == 0.0:
-            return input
-        mask = torch.empty_like(input)
-        for image in mask:
-            image.bernoulli_(1.0 - self.p)
-        return input * mask.div_(1.0 - self.p) if self.p < 1.0 else input * mask
+        return image_dropout(input, self.p) if self.training else input
+
+
+def image_dropout(input: Tensor, p: float) -> Tensor:
+    """`input`, each element 0 with probability `p` and else divided by 1 - p; one image is drawn after another."""
+    if p == 0.0:
+        return input
+    mask = torch.empty_like(input)
+    for image in mask:
+        image.bernoulli_(1.0 - p)
+    return input * mask.div_(1.0 - p) if p < 1.0 else input * mask
+
+
+class LeanForward:
+    """What stands in the place of a module's own forward, as the attribute `forward` of the module."""
+
+    def stages(self) -> list[Stage] | None:
+        """The whole forward as lean stages, or None if it is more than a straight line of them."""
+        raise NotImplementedError
 
 
 def stages_of(module: nn.Module) -> list[Stage] | None:
@@ -280,6 +323,9 @@ def stages_of(module: nn.Module) -> list[Stage] | None:
         return None
     if isinstance(module, (LeanModule, LeanSequential)):
         return module.stages()
+    own = vars(module).get("forward")
+    if isinstance(own, LeanForward):
+        return own.stages()
     return [] if type(module) is nn.Identity else None
 
 

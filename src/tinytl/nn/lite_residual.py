@@ -13,14 +13,17 @@ gradient reaches only that scale and shift; the convolutions follow one step lat
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinytl.errors import InputError
-from tinytl.nn.layers import Norm, StandardizedConv2d, norm_layer
+from tinytl.nn.layers import Norm, Residual, SqueezeExcite, StandardizedConv2d, norm_layer
+
+_WIDEST = 256
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -54,7 +57,7 @@ def lite_residual(
         in_ch, out_ch: channels of the block's input and output.
         stride: the block's stride, carried by the group convolution.
         kernel_size: of the group convolution, odd.
-        groups: of the group convolution.
+        groups: of the group convolution; more where the block is wide (see ``lite_width``).
         pool: side of the average pooling; None pools globally.
         norm: 'bn', or 'gn' with weight standardization of both convolutions.
         act: makes the activation.
@@ -62,7 +65,7 @@ def lite_residual(
     Raises:
         InputError: channels that do not fit the groups or the group norm.
     """
-    middle = make_divisible(in_ch)
+    middle, groups = lite_width(in_ch, groups)
     if in_ch % groups or middle % groups:
         raise InputError(f"lite residual: {groups} groups do not divide {in_ch} -> {middle} channels")
     conv_type = StandardizedConv2d if norm == "gn" else nn.Conv2d
@@ -81,6 +84,23 @@ def lite_residual(
         elif name == "norm2" and isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
             nn.init.zeros_(layer.weight)
     return nn.Sequential(layers)
+
+
+def lite_width(in_ch: int, groups: int = 2) -> tuple[int, int]:
+    """(width of the middle, groups) of the module beside a block with that many input channels.
+
+    As wide as the input, as the paper has it, up to 256 channels, which none of its networks exceeds at a block's
+    ends. ResNet's blocks are wide at the ends and narrow inside, up to 2048 channels: at the paper's width the modules
+    would be eight times as large as the network. There the middle stays 256 wide, and the groups double until one of
+    them reads 128 channels or fewer.
+
+    >>> lite_width(192), lite_width(512), lite_width(2048)
+    ((192, 2), (256, 4), (256, 16))
+    """
+    middle = min(make_divisible(in_ch), _WIDEST)
+    while in_ch > _WIDEST // 2 * groups and in_ch % (2 * groups) == 0 == middle % (2 * groups):
+        groups *= 2
+    return middle, groups
 
 
 class LiteBlock(nn.Module):
@@ -128,40 +148,67 @@ def lite_geometry(strides: Sequence[int], kernel_size: int = 5, first_resolution
     return geometry
 
 
+def block_shape(block: nn.Module) -> tuple[int, int, int]:
+    """(in channels, out channels, stride) of a block, read off its convolutions, which must follow one another.
+
+    Of a block of our own building (``nn/layers.py``) what stands beside the main line, a shortcut or squeeze and
+    excite, is left out.
+
+    Raises:
+        InputError: no convolution, or convolutions that do not follow one another.
+    """
+    convs = list(_main_line(block))
+    if not convs:
+        raise InputError("it has no convolution")
+    for first, second in itertools.pairwise(convs):
+        if first.out_channels != second.in_channels:
+            raise InputError(
+                f"its convolutions do not follow one another ({first.out_channels} channels, then "
+                f"{second.in_channels}); name a block without branches"
+            )
+    return convs[0].in_channels, convs[-1].out_channels, math.prod(int(conv.stride[0]) for conv in convs)
+
+
+def _main_line(module: nn.Module) -> Iterator[nn.Conv2d]:
+    if isinstance(module, nn.Conv2d):
+        yield module
+    elif not isinstance(module, SqueezeExcite):
+        for child in [module.body] if isinstance(module, Residual) else module.children():
+            yield from _main_line(child)
+
+
 def insert_lite_blocks_(
-    model: nn.Module, paths: Iterable[str], *, norm: Norm = "bn", groups: int = 2, kernel_size: int = 5
+    model: nn.Module,
+    paths: Iterable[str],
+    *,
+    norm: Norm = "bn",
+    groups: int = 2,
+    kernel_size: int = 5,
+    shapes: Sequence[tuple[int, int, int]] | None = None,
 ) -> list[str]:
     """Put a fresh lite residual module beside each block of ``model`` named in ``paths``, in place.
 
-    ``paths`` are in forward order (``Backbone.lite_blocks`` is). A block's channels and stride are read off
-    its convolutions, which must follow one another. The new module takes the block's dtype, device and mode.
+    ``paths`` are in forward order (``Backbone.lite_blocks`` is). ``shapes`` are the blocks' (in channels, out
+    channels, stride); None: those of ``block_shape``. The new module takes the block's dtype, device and mode.
 
     Returns:
         The paths of the new branches, e.g. ``features.block1.lite``.
 
     Raises:
-        InputError: a block has no convolution or has a lite module already.
+        InputError: a block has a lite module already, or its shape cannot be read off.
     """
     blocks = [(path, model.get_submodule(path)) for path in paths]
-    shapes: list[tuple[int, int, int]] = []
-    for path, block in blocks:
-        convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
-        if isinstance(block, LiteBlock) or not convs:
-            why = "has a lite residual module already" if convs else "has no convolution"
-            raise InputError(f"cannot insert a lite residual module at {path!r}: it {why}")
-        for first, second in itertools.pairwise(convs):
-            if first.out_channels != second.in_channels:
-                raise InputError(
-                    f"cannot insert a lite residual module at {path!r}: its convolutions do not follow one another "
-                    f"({first.out_channels} channels, then {second.in_channels}); name a block without branches"
-                )
-        stride = 1
-        for conv in convs:
-            stride *= conv.stride[0]
-        shapes.append((convs[0].in_channels, convs[-1].out_channels, stride))
+    found = []
+    for index, (path, block) in enumerate(blocks):
+        try:
+            if isinstance(block, LiteBlock):
+                raise InputError("it has a lite residual module already")
+            found.append(block_shape(block) if shapes is None else shapes[index])
+        except InputError as error:
+            raise InputError(f"cannot insert a lite residual module at {path!r}: {error}") from error
     inserted = []
-    geometry = lite_geometry([stride for *_, stride in shapes], kernel_size)
-    for (path, block), (in_ch, out_ch, stride), (kernel, pools_globally) in zip(blocks, shapes, geometry, strict=True):
+    geometry = lite_geometry([stride for *_, stride in found], kernel_size)
+    for (path, block), (in_ch, out_ch, stride), (kernel, pools_globally) in zip(blocks, found, geometry, strict=True):
         lite = lite_residual(
             in_ch,
             out_ch,

@@ -9,12 +9,16 @@ from .chain import ChainKeeps, Stage, chain, chain_keeps, fuse, observe_chains
 from .conv import Conv2d, Padding
 from .group_norm import GroupNorm
 from .linear import Linear
-from .pool import AvgPool2d, GlobalMean
+from .max_pool import MaxPool2d
+from .pool import AdaptiveAvgPool2d, AvgPool2d, GlobalMean
+from .smooth_activation import SmoothActivation
+from .squeeze_excite import SqueezeExcite
 from .upsample import UpsampleBilinear
 from .weight_standardization import standardize
 
 __all__ = [
     "Activation",
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "ChainKeeps",
     "Conv2d",
@@ -22,7 +26,10 @@ __all__ = [
     "GlobalMean",
     "GroupNorm",
     "Linear",
+    "MaxPool2d",
     "Padding",
+    "SmoothActivation",
+    "SqueezeExcite",
     "Stage",
     "UpsampleBilinear",
     "chain",

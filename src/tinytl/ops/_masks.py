@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ._layout import rows
-from ._native import KERNELS
+from ._native import KERNELS, SUFFIX, serves
 
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _CHUNKS = 32  # partial sums of a column; a fixed number, so that sums do not depend on the number of threads
 _SLICE = 1 << 20  # elements that the plain path holds unpacked at a time; a multiple of 8
 
@@ -31,8 +30,8 @@ def mask_bytes(elements: int) -> int:
 def activate_(y: Tensor, lo: float, hi: float, slope: float, keep_mask: bool) -> Tensor | None:
     """Overwrite `y` (dense layout) with the activation; return the packed mask (uint8) of `lo < y < hi` if wanted."""
     mask = torch.empty(mask_bytes(y.numel()), dtype=torch.uint8, device=y.device) if keep_mask else None
-    if _compiled(y):
-        run = getattr(KERNELS, f"tinytl_activation_{_SUFFIX[y.dtype]}")
+    if serves(KERNELS, y):
+        run = getattr(KERNELS, f"tinytl_activation_{SUFFIX[y.dtype]}")
         run(y.data_ptr(), y.numel(), 0 if mask is None else mask.data_ptr(), lo, hi, slope)
         return mask
     flat = rows(y).view(-1)
@@ -59,11 +58,11 @@ def masked_grad(
     Returns it, in `grad` itself if `in_place`, and its sum over everything but channels (C,) if `want_sum`.
     """
     out = grad if in_place else torch.empty_like(grad)
-    if _compiled(grad):
+    if serves(KERNELS, grad):
         count, channels = rows(grad).shape
         sums = grad.new_empty(channels) if want_sum else None
         partial = grad.new_empty(_CHUNKS * channels) if want_sum else None
-        run = getattr(KERNELS, f"tinytl_masked_grad_{_SUFFIX[grad.dtype]}")
+        run = getattr(KERNELS, f"tinytl_masked_grad_{SUFFIX[grad.dtype]}")
         run(
             *(grad.data_ptr(), out.data_ptr(), count, channels, mask.data_ptr(), slope),
             *(0 if partial is None else partial.data_ptr(), _CHUNKS, 0 if sums is None else sums.data_ptr()),
@@ -75,10 +74,6 @@ def masked_grad(
         on = _unpack(mask[start // 8 : start // 8 + mask_bytes(part.numel())], part.numel())
         torch.where(on, part, part * slope if slope else part.new_zeros(()), out=target[start : start + _SLICE])
     return out, rows(out).sum(0) if want_sum else None
-
-
-def _compiled(x: Tensor) -> bool:
-    return KERNELS is not None and x.device.type == "cpu" and x.dtype in _SUFFIX
 
 
 def _pack(bits: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-_ABI = 1
+import torch
+from torch import Tensor
+
+_ABI = 2
 
 
 def _load() -> ctypes.CDLL | None:
@@ -35,8 +38,20 @@ def _load() -> ctypes.CDLL | None:
                 pointer,
             ]
             masked_grad.restype = None
+            for name in ("max_pool", "max_pool_grad"):
+                run = getattr(library, f"tinytl_{name}_{suffix}")
+                run.argtypes = [pointer] * 4
+                run.restype = None
         return library
     return None
 
 
 KERNELS: Any = _load()
+
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+"""Types that the compiled passes serve -> the end of their names."""
+
+
+def serves(kernels: Any, x: Tensor) -> bool:
+    """Whether `kernels` are there and compute with tensors like `x`."""
+    return kernels is not None and x.device.type == "cpu" and x.dtype in SUFFIX

@@ -61,6 +61,13 @@ class Op(ABC):
     def forward(self, x: Tensor, tensors: Tensors, needs: Needs, owned: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Output, and the tensors to keep for backward. `x` is dense; it may be overwritten only if `owned`."""
 
+    def recall(self, x: Tensor, tensors: Tensors, needs: Needs) -> tuple[Tensor, ...]:
+        """What `forward` keeps, for a chain that runs again in backward and needs no output here any more.
+
+        Operations that keep their input, and need not compute for the rest, say so here.
+        """
+        return self.forward(x, tensors, needs, False)[1]
+
     @abstractmethod
     def backward(
         self,

@@ -51,20 +51,23 @@ class WeightRecipe:
 
     def make(self, tensors: Tensors) -> tuple[Tensor, Tensor | None]:
         """Weight (out, in/groups, kh, kw) and bias (out,) or None to compute with."""
-        weight, bias = tensors[0], tensors[1]
-        assert weight is not None
-        if self.standardize:
-            weight = standardize(weight)
+        weight, bias = self.unscaled(tensors), tensors[1]
         if self.norm_eps is None:
             return weight, bias
         beta, mean = tensors[3], tensors[4]
         assert mean is not None
-        scale = self._scale(tensors)[1]
+        scale = self.scale(tensors)[1]
         shift = (-mean if bias is None else bias - mean) * scale
         return weight * scale.view(-1, 1, 1, 1), shift if beta is None else beta + shift
 
-    def _scale(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        """1 / sqrt(var + eps) and that times gamma, each (out,)."""
+    def unscaled(self, tensors: Tensors) -> Tensor:
+        """The weight before the normalization's scale."""
+        weight = tensors[0]
+        assert weight is not None
+        return standardize(weight) if self.standardize else weight
+
+    def scale(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """1 / sqrt(var + eps) and that times gamma, each (out,); only where there is a normalization."""
         gamma, var = tensors[2], tensors[5]
         assert self.norm_eps is not None
         assert var is not None
@@ -72,38 +75,42 @@ class WeightRecipe:
         return rstd, rstd if gamma is None else rstd * gamma
 
     def gradients(
-        self, tensors: Tensors, needs: tuple[bool, ...], grad_weight: Tensor | None, grad_bias: Tensor | None
+        self,
+        tensors: Tensors,
+        needs: tuple[bool, ...],
+        grad_weight: Tensor | None,
+        grad_bias: Tensor | None,
+        scales: tuple[Tensor, Tensor] | None,
     ) -> Gradients:
         """Gradients of the stored tensors from those of the made ones (None where no wanted one goes through).
 
         With W the (standardized) weight, s = gamma rstd, and G, g the gradients of s W and of the made bias:
 
             dL/dW = s G      dL/dgamma = rstd (<W, G> + (bias - mean) g)      dL/dbeta = g      dL/dbias = s g
+
+        `scales` are those of `scale`; `grad_weight` may be overwritten.
         """
         rest: Gradients = ()
         grad_bias = grad_bias if self.moves_bias(needs) else None
         made = grad_bias
-        if self.norm_eps is not None:
-            rstd, scale = self._scale(tensors)
+        if scales is not None:
+            rstd, scale = scales
             grad_gamma = None
             if needs[2]:
                 assert grad_weight is not None
                 assert grad_bias is not None
                 grad_gamma = self._gamma(tensors, rstd, grad_weight, grad_bias)
             rest = (grad_gamma, grad_bias if needs[3] else None, None, None)
-            grad_weight = grad_weight * scale.view(-1, 1, 1, 1) if needs[0] and grad_weight is not None else None
+            grad_weight = grad_weight.mul_(scale.view(-1, 1, 1, 1)) if needs[0] and grad_weight is not None else None
             made = grad_bias * scale if needs[1] and grad_bias is not None else None
         if self.standardize and needs[0] and grad_weight is not None:
             grad_weight = _through_standardization(tensors[0], grad_weight)
         return (grad_weight if needs[0] else None, made if needs[1] else None, *rest)
 
     def _gamma(self, tensors: Tensors, rstd: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> Tensor:
-        weight, bias, mean = tensors[0], tensors[1], tensors[4]
-        assert weight is not None
+        bias, mean = tensors[1], tensors[4]
         assert mean is not None
-        if self.standardize:
-            weight = standardize(weight)
-        inner = (weight * grad_weight).sum((1, 2, 3))
+        inner = (self.unscaled(tensors) * grad_weight).sum((1, 2, 3))
         return rstd * (inner + (-mean if bias is None else bias - mean) * grad_bias)
 
 

@@ -38,6 +38,10 @@ class FrozenBatchNorm(Op):
         y = torch.addcmul(_along(shift.to(x.dtype), x), x, _along(scale, x))
         return dense(y), (x,) if needs.tensors[0] else ()
 
+    def recall(self, x: Tensor, tensors: Tensors, needs: Needs) -> tuple[Tensor, ...]:
+        """As forward, which computes nothing that it keeps."""
+        return (x,) if needs.tensors[0] else ()
+
     def backward(
         self,
         grad: Tensor,

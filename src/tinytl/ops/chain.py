@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -26,94 +27,56 @@ from torch.autograd.function import once_differentiable
 
 from ._eager import eager
 from ._layout import dense
-from ._op import Needs, Op, Shape, Tensors
+from ._line import REMEMBERED, Line, Plan
+from ._line import line as line_of
+from ._op import Op, Shape, Tensors
 from .activation import Activation
 from .conv import Conv2d
+from .max_pool import MaxPool2d
 
 Stage = tuple[Op, Tensors]
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A chain without its tensors: operations in order, and which tensors of the flat list are whose."""
-
-    ops: tuple[Op, ...]
-    recompute: bool
-
-    def split(self, flat: Sequence[Any]) -> list[Sequence[Any]]:
-        parts, at = [], 0
-        for op in self.ops:
-            parts.append(flat[at : at + op.tensor_count])
-            at += op.tensor_count
-        return parts
-
-    def needs(self, x: bool, flat: Sequence[bool]) -> list[Needs]:
-        found = []
-        for part in self.split(flat):
-            found.append(Needs(x, tuple(part)))
-            x = found[-1].any
-        return found
-
-    def run(self, x: Tensor, flat: Tensors, needs: Sequence[Needs]) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """Forward. The first operation does not own `x`; each later one owns what the one before made."""
-        kept, owned = [], False
-        for op, tensors, need in zip(self.ops, self.split(flat), needs, strict=True):
-            y, mine = op.forward(x, tensors, need, owned)
-            owned = owned or y is not x
-            kept.append(mine)
-            x = y
-        return x, kept
-
-    def shapes(self, x_shape: Shape) -> list[Shape]:
-        """Shape of each operation's input."""
-        found = [x_shape]
-        for op in self.ops[:-1]:
-            found.append(op.out_shape(found[-1]))
-        return found
-
-
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, line: _Line, x: Tensor, *flat: Tensor | None) -> Tensor:  # type: ignore[override]
-        needs = line.needs(ctx.needs_input_grad[1], ctx.needs_input_grad[2:])
-        nothing = [Needs(False, (False,) * len(n.tensors)) for n in needs]
+    def forward(ctx: Any, line: Line, owned: bool, x: Tensor, *flat: Tensor | None) -> Tensor:  # type: ignore[override]
+        plan = line.plan(tuple(x.shape), x.dtype, ctx.needs_input_grad[2], ctx.needs_input_grad[3:])
         with _full_precision(x.device):
-            y, kept = line.run(x, flat, nothing if line.recompute else needs)
-        if line.recompute:
-            kept = [(x,)]
-        ctx.line, ctx.x_shape, ctx.counts = line, tuple(x.shape), [len(k) for k in kept]
+            if plan.recompute:
+                held = line.run(x, flat, plan.without_keeping, owned, 0, plan.start)[0]
+                y = line.run(held, flat, plan.without_keeping, False, plan.start)[0]
+                kept = [(held,)]
+            else:
+                y, kept = line.run(x, flat, plan.needs, owned)
+        if owned and y is x:
+            ctx.mark_dirty(x)
+        ctx.line, ctx.plan, ctx.counts = line, plan, [len(k) for k in kept]
         ctx.save_for_backward(*(t for group in kept for t in group), *flat)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        line: _Line = ctx.line
+        line: Line = ctx.line
+        plan: Plan = ctx.plan
         saved = ctx.saved_tensors
         flat = saved[sum(ctx.counts) :]
-        needs = line.needs(ctx.needs_input_grad[1], ctx.needs_input_grad[2:])
         with _full_precision(grad.device):
-            if line.recompute:
-                kept = line.run(saved[0], flat, needs)[1]
+            if plan.recompute:
+                kept = line.run_again(saved[0], flat, plan)
             else:
                 kept, at = [], 0
                 for count in ctx.counts:
                     kept.append(saved[at : at + count])
                     at += count
             del saved
-            return (None, *_walk_back(line, grad, ctx.x_shape, flat, kept, needs))
+            return (None, None, *_walk_back(line, grad, flat, kept, plan))
 
 
 def _walk_back(
-    line: _Line,
-    grad: Tensor,
-    x_shape: Shape,
-    flat: Tensors,
-    kept: list[tuple[Tensor, ...]],
-    needs: list[Needs],
+    line: Line, grad: Tensor, flat: Tensors, kept: list[tuple[Tensor, ...]], plan: Plan
 ) -> list[Tensor | None]:
     """Gradients of x and of every tensor of the flat list, last operation first."""
-    shapes = line.shapes(x_shape)
     parts = line.split(flat)
     grads: list[tuple[Tensor | None, ...]] = [(None,) * len(part) for part in parts]
     own = dense(grad)
@@ -121,25 +84,26 @@ def _walk_back(
     travelling: Tensor | None = own
     del own, grad
     for i in reversed(range(len(line.ops))):
-        if not needs[i].any:
+        if not plan.needs[i].any:
             break  # nothing at or before this operation trains
         assert travelling is not None
         mine = kept.pop()
         before = travelling
-        travelling, grads[i] = line.ops[i].backward(before, shapes[i], parts[i], mine, needs[i], owned)
+        travelling, grads[i] = line.ops[i].backward(before, plan.shapes[i], parts[i], mine, plan.needs[i], owned)
         owned = owned or travelling is not before
         del mine, before
-    return [travelling if needs[0].x else None, *(g for group in grads for g in group)]
+    return [travelling if plan.needs[0].x else None, *(g for group in grads for g in group)]
 
 
 @eager
-def chain(x: Tensor, stages: Sequence[Stage], *, recompute: bool | None = None) -> Tensor:
+def chain(x: Tensor, stages: Sequence[Stage], *, recompute: bool | None = None, owned: bool = False) -> Tensor:
     """Run `x` through `stages` [(operation, its tensors), ...], keeping for backward only what their rules say.
 
     Args:
         x: the input; images are (N, C, H, W) and are brought into channels-last order if they are not.
         stages: in order. A convolution with an activation right behind it is run as one.
         recompute: keep only `x` and run again in backward; by default where an operation asks for it.
+        owned: nobody else holds `x`, nor did autograd save it: the first operation may overwrite it.
 
     Raises:
         RuntimeError: in backward, for a gradient of a gradient, which is not defined here.
@@ -149,46 +113,64 @@ def chain(x: Tensor, stages: Sequence[Stage], *, recompute: bool | None = None) 
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if autocast and x.dtype != torch.float64:  # which PyTorch's own autocast leaves alone as well
         x = x.to(torch.get_autocast_dtype(kind))
-    return _run(x, stages, recompute)
+    return _run(x, stages, recompute, owned)
 
 
-def _run(x: Tensor, stages: list[Stage], recompute: bool | None) -> Tensor:
+def _run(x: Tensor, stages: list[Stage], recompute: bool | None, owned: bool) -> Tensor:
     if not stages:
         return x
+    given = x
     x = dense(x)
+    owned = owned or x is not given
     observer = _observer.get()
     if observer is not None:
         observer(x, stages)
-    line = _line(stages, recompute)
+    if recompute is None and _keeping.get():
+        recompute = False
+    line = line_of(tuple(op for op, _ in stages), recompute)
     flat = [tensor for _, tensors in stages for tensor in tensors]
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *flat))
-    if wanted:
-        return _Chain.apply(line, x, *flat)
+    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in flat)):
+        return _Chain.apply(line, owned, x, *flat)
+    plan = line.plan(tuple(x.shape), x.dtype, False, (False,) * len(flat))
     with _full_precision(x.device):
-        return line.run(x, flat, line.needs(False, [False] * len(flat)))[0]
+        return line.run(x, flat, plan.needs, owned)[0]
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Operations inside a chain choose their types themselves: by the type of the chain's input."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
-
-
-def _line(stages: Sequence[Stage], recompute: bool | None) -> _Line:
-    ops = tuple(op for op, _ in stages)
-    return _Line(ops, any(op.recompute for op in ops) if recompute is None else recompute)
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def fuse(stages: Sequence[Stage]) -> list[Stage]:
-    """Put an activation that stands right behind a convolution into it: one pass over memory fewer in backward."""
+    """The same stages, cheaper.
+
+    An activation right behind a convolution becomes part of it: one pass over memory fewer in backward. One right in
+    front of max pooling, if it never falls, goes behind it, where there is less to mask: the greatest pixel stays the
+    greatest, and where several become equal, at a bound, no gradient passes.
+    """
     fused: list[Stage] = []
     for op, tensors in stages:
         last = fused[-1][0] if fused else None
-        if isinstance(op, Activation) and isinstance(last, Conv2d) and last.activation is None:
-            fused[-1] = (dataclasses.replace(last, activation=op), fused[-1][1])
+        act = last if type(last) is Activation else last.activation if type(last) is Conv2d else None
+        if type(op) is Activation and type(last) is Conv2d and act is None:
+            fused[-1] = (_fused(last, op), fused[-1][1])
+        elif type(op) is MaxPool2d and act is not None and act.slope == 0.0:
+            if type(last) is Conv2d:
+                fused[-1] = (_fused(last, None), fused[-1][1])
+            else:
+                del fused[-1]
+            fused += [(op, tensors), (act, ())]
         else:
             fused.append((op, tensors))
     return fused
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _fused(conv: Conv2d, activation: Activation | None) -> Conv2d:
+    return dataclasses.replace(conv, activation=activation)
 
 
 @dataclass(frozen=True)
@@ -221,23 +203,33 @@ def chain_keeps(
         x_needs: whether the input needs a gradient.
         recompute: as for `chain`.
     """
-    line = _line(stages, recompute)
-    flags = [tensor is not None and tensor.requires_grad for _, tensors in stages for tensor in tensors]
-    needs = line.needs(x_needs, flags)
-    if not any(need.any for need in needs):
-        return []
-    shapes = line.shapes(x_shape)
-    sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
-    if line.recompute:
-        return [ChainKeeps(0, "input", sizes[0], True)]
+    line = line_of(tuple(op for op, _ in stages), recompute)
+    flags = tuple(tensor is not None and tensor.requires_grad for _, tensors in stages for tensor in tensors)
+    plan = line.plan(x_shape, dtype, x_needs, flags)
+    sizes = [math.prod(shape) * dtype.itemsize for shape in plan.shapes]
+    if plan.recompute:
+        return [ChainKeeps(plan.start, "input", sizes[plan.start], plan.start == 0)]
     found = []
-    for i, (op, need) in enumerate(zip(line.ops, needs, strict=True)):
-        rule = op.keeps(shapes[i], dtype, need)
+    for i, (op, shape, need) in enumerate(zip(line.ops, plan.shapes, plan.needs, strict=True)):
+        rule = op.keeps(shape, dtype, need)
         if rule.input:
             found.append(ChainKeeps(i, "input", sizes[i], i == 0))
         if rule.extra_bytes:
             found.append(ChainKeeps(i, rule.extra, rule.extra_bytes, False))
     return found
+
+
+_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+
+
+@contextlib.contextmanager
+def without_recompute() -> Iterator[None]:
+    """Chains keep what their operations keep while the context lasts: for code that runs again itself."""
+    token = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
 
 
 Observer = Callable[[Tensor, list[Stage]], None]

@@ -17,6 +17,7 @@ input, although it needs only the shape.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -70,7 +71,9 @@ class _Plan:
     pad: tuple[int, int, int, int]  # F.pad order, of the image
 
 
-def _plan(x_shape: Shape, kernel: Pair, op: Conv2d) -> _Plan:
+@functools.lru_cache(maxsize=1024)
+def _plan(x_shape: Shape, op: Conv2d) -> _Plan:
+    kernel = op.kernel
     symmetric, grow, pad = [0, 0], [(0, 0), (0, 0)], [(0, 0), (0, 0)]
     for axis in (0, 1):
         before, after = op.padding.along(axis, x_shape[2 + axis], kernel[axis], op.stride[axis], op.dilation[axis])
@@ -103,7 +106,7 @@ class Conv2d(Op):
     def forward(self, x: Tensor, tensors: Tensors, needs: Needs, owned: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x (N, C_in, H, W) -> y (N, C_out, H', W'); keeps x where the weight moves, and the activation's mask."""
         weight, bias = self.recipe.make(tensors)
-        plan = _plan(tuple(x.shape), self.kernel, self)
+        plan = _plan(tuple(x.shape), self)
         y = F.conv2d(
             F.pad(x, plan.pad) if any(plan.pad) else x,
             _grown(weight.to(x.dtype), plan),
@@ -119,6 +122,12 @@ class Conv2d(Op):
             _, mask = self.activation.forward(y, (), Needs(needs.any), owned=True)
             kept += mask
         return y, kept
+
+    def recall(self, x: Tensor, tensors: Tensors, needs: Needs) -> tuple[Tensor, ...]:
+        """As forward; without an activation there is nothing to compute."""
+        if self.activation is not None:
+            return self.forward(x, tensors, needs, False)[1]
+        return (x,) if self.recipe.moves_weight(needs.tensors) else ()
 
     def backward(
         self,
@@ -138,15 +147,25 @@ class Conv2d(Op):
             grad, grad_bias = masked_grad(grad, kept[-1], slope, want_sum=wants_bias, in_place=owned)
         elif wants_bias:
             grad_bias = rows(grad).sum(0)
-        plan = _plan(x_shape, self.kernel, self)
+        plan = _plan(x_shape, self)
         grad_weight = self._weight_gradient(grad, kept[0], plan) if wants_weight else None
         grads: Gradients = (None,) * self.tensor_count
+        scales = None if self.recipe.norm_eps is None else self.recipe.scale(tensors)
         if wants_weight or wants_bias:
-            grads = self.recipe.gradients(tensors, needs.tensors, *_like(tensors, grad_weight, grad_bias))
-        return self._input_gradient(grad, x_shape, tensors, plan) if needs.x else None, grads
+            made = _like(tensors, grad_weight), _like(tensors, grad_bias)
+            grads = self.recipe.gradients(tensors, needs.tensors, *made, scales)
+        if not needs.x:
+            return None, grads
+        weight = self.recipe.unscaled(tensors).to(grad.dtype)
+        if scales is not None:  # (s w) g = w (s g): scale what is smaller
+            scale = scales[1].to(grad.dtype).view(-1, 1, 1)
+            if weight.numel() < grad.numel():
+                weight = weight * scale[..., None]
+            else:
+                grad = grad.mul_(scale) if owned or self.activation is not None else grad * scale
+        return self._input_gradient(grad, x_shape, weight, plan), grads
 
-    def _input_gradient(self, grad: Tensor, x_shape: Shape, tensors: Tensors, plan: _Plan) -> Tensor:
-        weight = self.recipe.make(tensors)[0].to(grad.dtype)
+    def _input_gradient(self, grad: Tensor, x_shape: Shape, weight: Tensor, plan: _Plan) -> Tensor:
         if self._is_pointwise(plan):
             # (N*H*W, out) @ (out, in)
             product = torch.mm(rows(grad), weight.view(weight.shape[0], -1))
@@ -212,8 +231,8 @@ def _grown(weight: Tensor, plan: _Plan) -> Tensor:
     return dense(F.pad(weight, plan.grow) if any(plan.grow) else weight)
 
 
-def _like(tensors: Tensors, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients in the parameters' own type: activations may run in a lower precision (autocast)."""
+def _like(tensors: Tensors, grad: Tensor | None) -> Tensor | None:
+    """A gradient in the parameters' own type: activations may run in a lower precision (autocast)."""
     weight = tensors[0]
     assert weight is not None
-    return tuple(None if g is None else g.to(weight.dtype) for g in grads)
+    return None if grad is None else grad.to(weight.dtype)

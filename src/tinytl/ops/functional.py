@@ -5,6 +5,8 @@ Each is exact and differentiable once; `tinytl.ops.chain` runs several as one. I
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from ._weights import WeightRecipe
@@ -14,7 +16,10 @@ from .chain import chain
 from .conv import Conv2d, Padding
 from .group_norm import GroupNorm
 from .linear import Linear
-from .pool import AvgPool2d, GlobalMean
+from .max_pool import MaxPool2d
+from .pool import AdaptiveAvgPool2d, AvgPool2d, GlobalMean
+from .smooth_activation import Kind, SmoothActivation
+from .squeeze_excite import SqueezeExcite
 from .upsample import UpsampleBilinear
 
 Pair = tuple[int, int]
@@ -112,6 +117,49 @@ def relu6(x: Tensor) -> Tensor:
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """`x` where positive, `negative_slope * x` elsewhere; keeps one bit an element."""
     return chain(x, [(Activation(slope=negative_slope), ())])
+
+
+def hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """min(max(x, min_val), max_val); keeps one bit an element."""
+    return chain(x, [(Activation(min_val, max_val), ())])
+
+
+def smooth_activation(x: Tensor, kind: Kind, alpha: float = 1.0) -> Tensor:
+    """Hard-swish, SiLU, GELU and their like by `kind` (`alpha` is ELU's); keeps `x`."""
+    return chain(x, [(SmoothActivation(kind, alpha), ())])
+
+
+def squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: Kind | Literal["relu"] = "relu",
+    gate: Kind = "sigmoid",
+) -> Tensor:
+    """`x` times gate(act(mean(x) w1^T + b1) w2^T + b2), a number a channel; keeps `x`."""
+    return chain(x, [(SqueezeExcite(act, gate), (w1, b1, w2, b2))])
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Max pooling over windows of 256 pixels at most; keeps one byte an output element."""
+    kernel = _pair(kernel_size)
+    strides = kernel if stride is None else _pair(stride)
+    return chain(x, [(MaxPool2d(kernel, strides, _pair(padding), _pair(dilation), ceil_mode), ())])
+
+
+def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+    """Average pooling to a size; keeps nothing."""
+    size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    return chain(x, [(AdaptiveAvgPool2d(size), ())])
 
 
 def avg_pool2d(

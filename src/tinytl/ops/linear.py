@@ -32,6 +32,10 @@ class Linear(Op):
         y = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         return dense(y), (x,) if needs.tensors[0] else ()
 
+    def recall(self, x: Tensor, tensors: Tensors, needs: Needs) -> tuple[Tensor, ...]:
+        """As forward, which computes nothing that it keeps."""
+        return (x,) if needs.tensors[0] else ()
+
     def backward(
         self,
         grad: Tensor,

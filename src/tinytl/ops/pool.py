@@ -1,4 +1,4 @@
-"""Average pooling and the global mean. Kept: nothing, the gradient needs only shapes.
+"""Average pooling, to a factor or to a size, and the global mean. Kept: nothing, the gradient needs only shapes.
 
     y = mean of x over each window        dL/dx = dL/dy spread evenly over its window
 
@@ -79,6 +79,52 @@ class AvgPool2d(Op):
                 side -= 1
             sides.append(side)
         return (*x_shape[:2], *sides)
+
+    def keeps(self, x_shape: Shape, dtype: torch.dtype, needs: Needs) -> Keeps:
+        """Nothing."""
+        return NOTHING
+
+
+@dataclass(frozen=True)
+class AdaptiveAvgPool2d(Op):
+    """(N, C, H, W) -> (N, C, *size); None keeps a side. A window is [floor(i H / size), ceil((i + 1) H / size))."""
+
+    size: tuple[int | None, int | None]
+
+    def forward(self, x: Tensor, tensors: Tensors, needs: Needs, owned: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Keeps nothing."""
+        even = self._even(tuple(x.shape))
+        if even is not None:
+            return even.forward(x, tensors, needs, owned)
+        return dense(torch.ops.aten._adaptive_avg_pool2d(x, self.out_shape(tuple(x.shape))[2:])), ()
+
+    def backward(
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        kept: tuple[Tensor, ...],
+        needs: Needs,
+        owned: bool,
+    ) -> tuple[Tensor | None, Gradients]:
+        """Spread over the windows."""
+        even = self._even(x_shape)
+        if even is not None:
+            return even.backward(grad, x_shape, tensors, kept, needs, owned)
+        stand_in = grad.new_empty(1).expand(x_shape)  # of which only the shape counts
+        return dense(torch.ops.aten._adaptive_avg_pool2d_backward(grad, stand_in)), ()
+
+    def _even(self, x_shape: Shape) -> AvgPool2d | None:
+        """The ordinary pooling that it is where the sides divide."""
+        sides, size = x_shape[2:], self.out_shape(x_shape)[2:]
+        if any(side % part for side, part in zip(sides, size, strict=True)):
+            return None
+        kernel = (sides[0] // size[0], sides[1] // size[1])
+        return AvgPool2d(kernel, kernel)
+
+    def out_shape(self, x_shape: Shape) -> Shape:
+        """Replaces the sides."""
+        return (*x_shape[:2], *(s if n is None else n for s, n in zip(x_shape[2:], self.size, strict=True)))
 
     def keeps(self, x_shape: Shape, dtype: torch.dtype, needs: Needs) -> Keeps:
         """Nothing."""

@@ -1,0 +1,142 @@
+"""Everything that a run makes before its first step: photographs that can be read, the adapted network, loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from tinytl._interrupt import Stop
+from tinytl.backbones import Backbone, Preprocessing, find
+from tinytl.data import (
+    Batch,
+    EvalTransform,
+    Loader,
+    PhotoCache,
+    PhotoSet,
+    TrainTransform,
+    resolve_split,
+)
+from tinytl.delta import check_names
+from tinytl.methods import Adaptation, adapt_, calibrate_, method
+from tinytl.spec import RunOptions, TrainSpec
+from tinytl.trained import base_network
+
+CALIBRATION_BATCHES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that is made before the first step."""
+
+    spec: TrainSpec
+    train: PhotoSet
+    validation: PhotoSet
+    backbone: Backbone
+    adaptation: Adaptation
+    preprocessing: Preprocessing
+
+    @property
+    def model(self) -> nn.Module:
+        """The adapted network."""
+        return self.backbone.model
+
+
+def prepare(
+    spec: TrainSpec,
+    options: RunOptions | None = None,
+    on_check: Callable[[int, int], object] | None = None,
+) -> Prepared:
+    """See which photographs can be read, load the backbone and adapt it.
+
+    ``on_check`` is told how many photographs have been read, and how many there are.
+
+    Raises:
+        InputError: anything in `spec` that cannot be used, or photographs that cannot be read if they must be.
+    """
+    options = options or RunOptions()
+    train, validation = resolve_split(
+        spec.photos,
+        spec.val_fraction,
+        spec.split_seed,
+        strict=options.strict,
+        workers=options.workers,
+        on_progress=on_check,
+    )
+    known = find(spec.backbone).preprocessing
+    preprocessing = replace(known, resolution=spec.resolution or known.resolution)
+    check_names(train.classes, dataclasses.asdict(preprocessing))
+    backbone = base_network(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
+    chosen = method(spec.method, last_blocks=spec.last_blocks)
+    adaptation = adapt_(backbone.model, chosen, resolution=preprocessing.resolution, seed=spec.fit.seed)
+    return Prepared(spec, train, validation, backbone, adaptation, preprocessing)
+
+
+@dataclass(frozen=True)
+class StoppableLoader:
+    """A loader that asks, between batches, whether a signal wants the run to stop."""
+
+    loader: Loader
+    stop: Stop
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Generator[Batch, None, None]:
+        """As the loader's own."""
+        return self.stop.between(self.loader.epoch(epoch, start_batch))
+
+
+def loaders(
+    prepared: Prepared, workers: int, cache: PhotoCache | None, stop: Stop
+) -> tuple[StoppableLoader, StoppableLoader]:
+    """The training and the validation photographs in batches; both are read by way of the cache, if there is one."""
+    spec, p = prepared.spec, prepared.preprocessing
+    augment = TrainTransform(
+        p.resolution,
+        p.mean,
+        p.std,
+        scale=(spec.min_scale, 1.0),
+        flip=spec.flip,
+        color=spec.color,
+        interpolation=p.interpolation,
+    )
+    plain = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+    size, seed = spec.batch_size, spec.fit.seed
+    training = Loader(prepared.train, augment, size, shuffle=True, seed=seed, workers=workers, cache=cache)
+    validation = Loader(prepared.validation, plain, size, shuffle=False, workers=workers, cache=cache)
+    return StoppableLoader(training, stop), StoppableLoader(validation, stop)
+
+
+@dataclass(frozen=True)
+class _FirstImages:
+    """The first batches of training images, in pieces of a micro-batch; decoded anew for each pass over them."""
+
+    loader: StoppableLoader
+    size: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with contextlib.closing(self.loader.epoch(0)) as batches:
+            for _, batch in zip(range(CALIBRATION_BATCHES), batches, strict=False):
+                yield from batch.images.split(self.size)
+
+
+def calibrate(prepared: Prepared, loader: StoppableLoader) -> None:
+    """Measure the statistics of fresh lite modules on the first training images, if there are any."""
+    if prepared.adaptation.inserted:
+        size = prepared.spec.fit.micro_batch or prepared.spec.batch_size
+        calibrate_(prepared.model, prepared.adaptation, _FirstImages(loader, size))
+
+
+def settings_of(prepared: Prepared) -> dict[str, Any]:
+    """What a run's bits depend on, as plain data: the specification, and which photographs there were."""
+    settings = dataclasses.asdict(prepared.spec)
+    settings["resolution"] = prepared.preprocessing.resolution
+    settings["train_photos"] = prepared.train.fingerprint()
+    settings["validation_photos"] = prepared.validation.fingerprint()
+    settings["classes"] = list(prepared.train.classes)
+    return settings

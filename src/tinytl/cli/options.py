@@ -1,0 +1,80 @@
+"""`tinytl train`'s options, made from the fields of `tinytl.spec`: name, type, default and help stand there alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING
+from typing import Any
+
+import typer
+
+from tinytl._options import Option, parse
+from tinytl.config import GROUPS, OPTIONS, OUT
+from tinytl.spec import FitOptions, RunOptions, TrainSpec
+
+from . import completion
+
+HEADINGS = {
+    TrainSpec: "What is learned from what",
+    FitOptions: "How it is trained",
+    RunOptions: "How it is carried out",
+}
+METAVARS = {"int": "INTEGER", "float": "NUMBER", "str": "TEXT", "bytes": "SIZE", "bool": None}
+
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every option of a run.
+
+    It is called with ``given``, the values of those that were typed, by name, and with its own parameters by name. A
+    value is read here and not by the parser of the command line, so that a bad one is refused in the same words
+    wherever it stands.
+    """
+    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "given"]
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        typed = {name for name in values if _was_typed(ctx, name)}
+        given = {name: parse(OPTIONS[name], values[name]) for name in OPTIONS if name in typed}
+        command(given=given, **{p.name: values[p.name] for p in own})
+
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *_parameters(), *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+    run.__doc__ = command.__doc__
+    # both: releases of typer read the one or the other
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _was_typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parameters() -> list[inspect.Parameter]:
+    return [
+        *(_parameter(entry, heading) for kind, heading in HEADINGS.items() for entry in GROUPS[kind]),
+        _parameter(OUT, HEADINGS[RunOptions]),
+    ]
+
+
+def _parameter(entry: Option, heading: str) -> inspect.Parameter:
+    names = completion.NAMES.get(entry.name, ())
+    about: dict[str, Any] = {"help": entry.help, "rich_help_panel": heading}
+    if entry.kind == "bool":
+        flag = f"{entry.flag}/--no-{entry.flag[2:]}"
+        return _keyword(entry.name, bool, typer.Option(entry.default, flag, **about))
+    about["metavar"] = METAVARS[entry.kind]
+    if entry.default is MISSING:
+        del about["rich_help_panel"]
+        about["metavar"] = entry.name.upper()
+        about["autocompletion"] = completion.names(*completion.DATASETS)
+        return _keyword(entry.name, str | None, typer.Argument(None, show_default=False, **about))
+    if names:
+        about["autocompletion"] = completion.names(*names)
+    default = None if entry.default is None else str(entry.default)
+    return _keyword(entry.name, str | None, typer.Option(default, entry.flag, **about))
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,0 +1,1 @@
+"""Networks as graphs: a forward of the user's own, traced module by module, and run with lean operations."""
