@@ -32,6 +32,8 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.backbones
+	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.accuracy
 
 clean:

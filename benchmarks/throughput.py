@@ -44,7 +44,6 @@ BATCH, WORKERS, WARM_UP = 8, 2, 3
 CASES = (
     ("efficientnet_lite0", "tinytl-l+b", 128),
     ("efficientnet_lite0", "tinytl-l+b", 224),
-    ("efficientnet_lite0", "tinytl-b", 224),
     ("mobilenet_v2", "tinytl-l+b", 224),
     ("mcunet_5fps", "tinytl-l+b", 128),
 )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, commands, readme, steps
+from benchmarks import accuracy, backbones, commands, readme, steps, throughput
+from tinytl.backbones import BACKBONES
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,9 +28,15 @@ def test_the_readme_holds_the_committed_results() -> None:
     assert readme.filled(text) == text
 
 
-@pytest.mark.parametrize("benchmark", [steps, accuracy])
+@pytest.mark.parametrize("benchmark", [steps, backbones, throughput, accuracy])
 def test_the_pages_are_made_from_the_committed_results(benchmark) -> None:
     assert benchmark.page(json.loads(benchmark.RESULTS.read_text())) == benchmark.PAGE.read_text()
+
+
+def test_every_backbone_keeps_what_its_rules_say() -> None:
+    rows = json.loads(backbones.RESULTS.read_text())["rows"]
+    assert {row["backbone"] for row in rows} == set(BACKBONES)
+    assert all(row["kept"] == row["observed"] for row in rows)
 
 
 def test_links_lead_somewhere() -> None:
