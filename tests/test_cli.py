@@ -135,6 +135,8 @@ def test_profile_prints_the_promised_keys() -> None:
         assert measured["step_seconds"] > 0
         if sys.platform.startswith("linux"):
             assert measured["rss_delta_bytes"] > 0
+    assert set(found["planned"]) == promised_parts("profile", "planned")
+    assert found["planned"]["peak_bytes"] == pytest.approx(found["measured"]["peak_bytes"], rel=0.01)
     assert found["measured"]["step_peak_bytes"] < found["stock"]["measured"]["step_peak_bytes"]
 
 

@@ -72,6 +72,7 @@ def _print(found: Any, layers: bool) -> None:
         {"what": "counted by the paper's rule", "lean": found.counted.total_bytes, "stock": None},
         {"what": "kept for backward, by the operations' rules", "lean": found.kept.total_bytes, "stock": None},
     ]
+    rows.append({"what": "planned: all live tensors, at the peak", "lean": found.planned.peak_bytes, "stock": None})
     lean, stock = found.lean, found.stock
     for what, figure in (
         ("measured: what the step adds, at its peak", lambda f: f.measured.step_peak_bytes),

@@ -2,6 +2,7 @@
 
 from tinytl.nn.kept import Kept, KeptEntry, kept
 
+from .capture import StepDescription, capture_step
 from .counted import Counted, count
 from .measured import Measured, Timeline, adam, measure_step, measure_training_step, resident_tensors, training_step
 from .profile import Figures, Profile, profile_step
@@ -16,9 +17,11 @@ __all__ = [
     "KeptEntry",
     "Measured",
     "Profile",
+    "StepDescription",
     "StepSpec",
     "Timeline",
     "adam",
+    "capture_step",
     "count",
     "draw_timelines",
     "kept",

@@ -100,9 +100,10 @@ def training_step(
     return step
 
 
-def adam(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
-    """Return Adam over what trains in ``model``; fused if possible: the other forms copy all gradients."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def adam(trained: nn.Module | Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Adam:
+    """Return Adam over what trains in ``trained``; fused if possible: the other forms copy all gradients."""
+    every = trained.parameters() if isinstance(trained, nn.Module) else trained
+    parameters = [p for p in every if p.requires_grad]
     fused = all(p.dtype in (torch.float32, torch.float64) for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, fused=fused)
 

@@ -23,6 +23,7 @@ from tinytl.methods import Adaptation
 from tinytl.nn.kept import Kept, kept
 from tinytl.ops._native import KERNELS
 
+from .capture import StepDescription, capture_step
 from .counted import Counted, count
 from .measured import Measured, adam, measure_step, resident_tensors, training_step
 from .rss import rss_delta
@@ -80,6 +81,7 @@ class Profile:
         spec: the step.
         counted: by the paper's rule, for one micro-batch.
         kept: by the operations' rules, for one micro-batch.
+        planned: the whole step, described without running it.
         adaptation: what adapt_ did.
         lean, stock: measured; stock only where it was asked for.
         compiled: whether the compiled passes were there.
@@ -89,6 +91,7 @@ class Profile:
     spec: StepSpec
     counted: Counted
     kept: Kept
+    planned: StepDescription
     adaptation: Adaptation
     lean: Figures
     stock: Figures | None
@@ -108,6 +111,12 @@ class Profile:
             "gradient_bytes": self.adaptation.trained_elements * 4,
             "trained_elements": self.adaptation.trained_elements,
             "frozen_elements": self.adaptation.frozen_elements,
+            "planned": {
+                "peak_bytes": self.planned.peak_bytes,
+                "step_peak_bytes": self.planned.step_peak_bytes,
+                "resident_bytes": self.planned.resident_bytes,
+                "at_peak": self.planned.at_peak(),
+            },
             "measured": self.lean.to_json(),
         }
         if self.stock is not None:
@@ -137,6 +146,7 @@ def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Pr
     counted = count(build_network(replace(spec, lean=False))[0], spec.shape(size))
     model, adaptation = build_network(replace(spec, lean=True))
     ledger = kept(model, spec.shape(size))
+    planned = capture_step(model, spec.shape(spec.batch_size), micro_batch=spec.micro_batch, optimizer=adam)
     lean = [_make_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
     stock: list[Candidate] = []
     if compare_stock:
@@ -146,6 +156,7 @@ def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Pr
         spec=spec,
         counted=counted,
         kept=ledger,
+        planned=planned,
         adaptation=adaptation,
         lean=_figures(lean, seconds[:1], _rss(replace(spec, lean=True), rss)),
         stock=_figures(stock, seconds[1:], _rss(replace(spec, lean=False), rss)) if stock else None,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._layout import rows
-from ._native import KERNELS, SUFFIX, serves
+from ._native import KERNELS, run, serves
 
 _CHUNKS = 32  # partial sums of a column; a fixed number, so that sums do not depend on the number of threads
 _SLICE = 1 << 20  # elements that the plain path holds unpacked at a time; a multiple of 8
@@ -31,8 +31,7 @@ def activate_(y: Tensor, lo: float, hi: float, slope: float, keep_mask: bool) ->
     """Overwrite `y` (dense layout) with the activation; return the packed mask (uint8) of `lo < y < hi` if wanted."""
     mask = torch.empty(mask_bytes(y.numel()), dtype=torch.uint8, device=y.device) if keep_mask else None
     if serves(KERNELS, y):
-        run = getattr(KERNELS, f"tinytl_activation_{SUFFIX[y.dtype]}")
-        run(y.data_ptr(), y.numel(), 0 if mask is None else mask.data_ptr(), lo, hi, slope)
+        run(KERNELS, "activation", y, y, y.numel(), mask, lo, hi, slope)
         return mask
     flat = rows(y).view(-1)
     for start in range(0, flat.numel(), _SLICE):
@@ -62,11 +61,7 @@ def masked_grad(
         count, channels = rows(grad).shape
         sums = grad.new_empty(channels) if want_sum else None
         partial = grad.new_empty(_CHUNKS * channels) if want_sum else None
-        run = getattr(KERNELS, f"tinytl_masked_grad_{SUFFIX[grad.dtype]}")
-        run(
-            *(grad.data_ptr(), out.data_ptr(), count, channels, mask.data_ptr(), slope),
-            *(0 if partial is None else partial.data_ptr(), _CHUNKS, 0 if sums is None else sums.data_ptr()),
-        )
+        run(KERNELS, "masked_grad", grad, grad, out, count, channels, mask, slope, partial, _CHUNKS, sums)
         return out, sums
     source, target = rows(grad).view(-1), rows(out).view(-1)
     for start in range(0, source.numel(), _SLICE):

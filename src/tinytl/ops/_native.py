@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _ABI = 2
 
@@ -50,6 +51,16 @@ KERNELS: Any = _load()
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 """Types that the compiled passes serve -> the end of their names."""
+
+
+def run(kernels: Any, name: str, like: Tensor, *arguments: Any) -> None:
+    """Call the pass `name` for tensors of the type of `like`; tensors among the arguments are given by address.
+
+    On fake tensors, by which a step is described without running it, there is nothing to compute.
+    """
+    if not isinstance(like, FakeTensor):
+        call = getattr(kernels, f"tinytl_{name}_{SUFFIX[like.dtype]}")
+        call(*(a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments))
 
 
 def serves(kernels: Any, x: Tensor) -> bool:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._native import KERNELS, SUFFIX, serves
+from ._native import KERNELS, run, serves
 from ._op import NOTHING, Gradients, Keeps, Needs, Op, Shape, Tensors
 
 Pair = tuple[int, int]
@@ -48,8 +48,7 @@ class MaxPool2d(Op):
         if serves(KERNELS, x):
             y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
             won = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last) if needs.x else None
-            run = getattr(KERNELS, f"tinytl_max_pool_{SUFFIX[x.dtype]}")
-            run(x.data_ptr(), y.data_ptr(), 0 if won is None else won.data_ptr(), self._geometry(tuple(x.shape)))
+            run(KERNELS, "max_pool", x, x, y, won, self._geometry(tuple(x.shape)))
         else:
             y, won = self._walk(x, shape, needs.x)
         return y, () if won is None else (won,)
@@ -93,8 +92,7 @@ class MaxPool2d(Op):
         won = kept[0]
         if serves(KERNELS, grad):
             full = torch.empty(x_shape, dtype=grad.dtype, memory_format=torch.channels_last)
-            run = getattr(KERNELS, f"tinytl_max_pool_grad_{SUFFIX[grad.dtype]}")
-            run(grad.data_ptr(), won.data_ptr(), full.data_ptr(), self._geometry(x_shape))
+            run(KERNELS, "max_pool_grad", grad, grad, won, full, self._geometry(x_shape))
             return full, ()
         full = torch.zeros(x_shape, dtype=grad.dtype, device=grad.device).contiguous(memory_format=torch.channels_last)
         for tap, out, at in self._taps(x_shape, tuple(grad.shape)):
