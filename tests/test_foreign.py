@@ -275,6 +275,33 @@ def backward_seeded(model: nn.Module, x: Tensor, seed: int) -> dict[str, Tensor]
     return backward(model, x)
 
 
+class TwoGates(nn.Module):
+    """Two stretches that run again, of one and the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.first, self.second = SelfGate(), SelfGate()
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.stem(input)
+        return self.fc((self.first(x) + self.second(x)).mean((2, 3)))
+
+
+class SelfGate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * torch.sigmoid(self.conv(input))
+
+
+def test_what_two_stretches_keep_of_one_tensor_is_counted_once() -> None:
+    torch.manual_seed(0)
+    assert_adapts(settle_(TwoGates()), "tinytl-b", 16)
+
+
 def test_hooks_on_children_run(base: nn.Module) -> None:
     model = copy.deepcopy(base)
     adapt_(model, Bias(), resolution=32)

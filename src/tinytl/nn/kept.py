@@ -65,7 +65,9 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
 
     def first_seen(tensor: Tensor) -> bool:
         storage = tensor.untyped_storage()._cdata
-        return seen.setdefault(storage, tensor) is tensor
+        new = storage not in seen
+        seen.setdefault(storage, tensor)
+        return new
 
     def on_region(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         for what, tensors in (("input", inputs), ("random state", states)):
@@ -77,11 +79,8 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
         if not torch.is_grad_enabled():
             return  # inside a region, which keeps its own input
         for rule in chain_keeps(tuple(x.shape), x.dtype, stages, x_needs=x.requires_grad):
-            if rule.is_chain_input:
-                storage = x.untyped_storage()._cdata
-                if storage in seen:
-                    continue
-                seen[storage] = x
+            if rule.is_chain_input and not first_seen(x):
+                continue
             entries.append(KeptEntry(_layer(stages, rule.stage, names) or block, rule.what, rule.bytes))
 
     def enter(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
