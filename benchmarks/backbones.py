@@ -16,6 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tests.observed import observe_kept
 from tinytl.backbones import BACKBONES
 from tinytl.memory import StepSpec, kept
 from tinytl.memory.profile import LAYOUTS, candidate, in_turns
@@ -30,22 +33,9 @@ METHODS = ("tinytl-b", "tinytl-l+b")
 
 def observed(spec: StepSpec) -> int:
     """Bytes of the distinct storages that autograd is seen to keep in one forward pass, parameters left out."""
-    import torch
-
     model, _ = build_network(spec)
     images, _ = build_batch(spec, torch.contiguous_format)
-    resident = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    held: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in resident:
-            held.setdefault(pointer, tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(images)
-    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    return observe_kept(lambda: model(images), [*model.parameters(), *model.buffers()])[0]
 
 
 def row(spec: StepSpec, turns: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from tinytl.backbones import BACKBONES, load
+from tinytl.backbones import BACKBONES
 from tinytl.data import EvalTransform, Loader, PhotoCache, PhotoSet, TrainTransform, resolve
 from tinytl.data.decode import open_photo
 from tinytl.data.transforms import Transform, sample_rng
 from tinytl.engine import FitOptions
 from tinytl.engine.fitting import train_step
 from tinytl.engine.optimizer import make_optimizer
-from tinytl.methods import adapt_, method
+from tinytl.memory import StepSpec
+from tinytl.memory.step import build_network
 from tinytl.report import Column, markdown
 
 from .machine import describe
@@ -63,13 +65,6 @@ class Photographs(Dataset[tuple[torch.Tensor, int]]):
         path, label = self.photos.items[index]
         with open_photo(path) as photo:
             return torch.from_numpy(self.transform(photo, sample_rng(0, 0, index))), label
-
-
-def network(backbone: str, name: str, resolution: int, classes: int, lean: bool) -> nn.Module:
-    """The adapted network, random weights (no time depends on them)."""
-    model = load(backbone, pretrained=False, num_classes=classes).model
-    adapt_(model, method(name), resolution=resolution, lean=lean)
-    return model.train()
 
 
 def plain_loop(model: nn.Module, photos: PhotoSet, transform: Transform) -> Iterator[int]:
@@ -168,10 +163,10 @@ def rows(turns: int, steps: int) -> list[dict[str, Any]]:
         p = BACKBONES[backbone].preprocessing
         train = TrainTransform(resolution, p.mean, p.std, interpolation=p.interpolation)
         plain = EvalTransform(resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
-        lean = network(backbone, name, resolution, len(photos.classes), lean=True)
-        stock = network(backbone, name, resolution, len(photos.classes), lean=False)
-        last = network(backbone, name, resolution, len(photos.classes), lean=False)
-        last = last.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        spec = StepSpec(backbone, name, resolution=resolution, classes=len(photos.classes))
+        lean = build_network(spec)[0]
+        stock = build_network(replace(spec, lean=False))[0]
+        last = build_network(replace(spec, lean=False))[0].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         cache = PhotoCache(10**9)
         sides = {
             "ours": lambda lean=lean, train=train: our_loop(lean, photos, train, None),

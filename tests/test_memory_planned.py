@@ -41,6 +41,12 @@ def test_what_is_planned_is_what_is_measured(name):
     assert described.peak_bytes == pytest.approx(measured.peak_bytes, rel=5e-3)
 
 
+@pytest.mark.parametrize("name", ["ft-last", "tinytl-l+b"])
+def test_a_single_image_with_group_norm_is_laid_out_as_the_step_lays_it_out(name):
+    described, measured = both(dataclasses.replace(SMALL, method=name, norm="gn", resolution=87, batch_size=1))
+    assert described.peak_bytes == pytest.approx(measured.peak_bytes, rel=2e-3)
+
+
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(

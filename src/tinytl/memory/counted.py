@@ -30,7 +30,6 @@ Nothing is computed: a copy on the meta device is walked.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from torch import Tensor, nn
 
 from tinytl.errors import UnsupportedLayerError
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d
+from tinytl.nn.kept import meta_copy
 from tinytl.nn.layers import Conv2dSame, Residual, StandardizedConv2d
 from tinytl.nn.lite_residual import LiteBlock
 
@@ -102,7 +102,9 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counted:
         UnsupportedLayerError: a layer that the rule says nothing about; its path and type are named.
     """
     _refuse_unknown(model)
-    peak_bits, peak_layer = _peak(_walk(_meta_copy(model), torch.empty(1, *input_shape[1:], device="meta")))
+    # Evaluation: batch statistics of a single 1 x 1 image are refused, and the count is the same.
+    ghost = meta_copy(model).eval()
+    peak_bits, peak_layer = _peak(_walk(ghost, torch.empty(1, *input_shape[1:], device="meta")))
     parameters = sum(p.numel() * (_TRAINABLE_BYTES if p.requires_grad else _FROZEN_BYTES) for p in model.parameters())
     # Masks of one image may end in part of a byte; a whole step rounds up once.
     activations = math.ceil(input_shape[0] * peak_bits / 8)
@@ -119,18 +121,6 @@ def _refuse_unknown(model: nn.Module) -> None:
                 "keeps: count the stock form, adapt_(..., lean=False), of a network of convolutions, "
                 "linear layers, norms, activations and pooling"
             )
-
-
-def _meta_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` in evaluation mode on the meta device; no tensor is copied on the way."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        meta = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    # Evaluation: batch statistics of a single 1 x 1 image are refused, and the count is the same.
-    return copy.deepcopy(model, memo).eval()
 
 
 @dataclass(frozen=True)
