@@ -31,9 +31,11 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation "$(TORCH)" --editable ".[dev,demo,peers]"
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.backbones
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.accuracy
 
 clean:

@@ -22,7 +22,7 @@ from tinytl.run import train
 from tinytl.spec import TrainSpec
 
 from . import readme
-from .machine import describe
+from .machine import describe, versions
 
 RESULTS, PAGE = Path("benchmarks/results/accuracy.json"), Path("docs/benchmarks/accuracy.md")
 RUNS = Path("runs/accuracy")
@@ -76,7 +76,7 @@ def page(results: dict[str, Any]) -> str:
         f"Made by `python -m benchmarks.accuracy`; do not edit. {BACKBONE} (ImageNet weights) on elpv (functional or "
         f"defective solar cells), {RESOLUTION} px, batch 8, {EPOCHS} epochs, seeds from {list(SEEDS)}; validation on "
         f"{runs[0]['images']} held-out photographs, of which the larger class alone would get "
-        f"{runs[0]['majority_share']:.1%}. torch {results['machine']['torch']}, {results['machine']['date']}. "
+        f"{runs[0]['majority_share']:.1%}. {versions(results['machine'])}. "
         "Mean, lowest and highest over the seeds.\n\n" + markdown(readme.summary(results), columns)
     )
 

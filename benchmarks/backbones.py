@@ -22,10 +22,11 @@ from tests.observed import observe_kept
 from tinytl.backbones import BACKBONES
 from tinytl.memory import StepSpec, kept
 from tinytl.memory.profile import LAYOUTS, candidate, in_turns
-from tinytl.memory.step import build_batch, build_network
+from tinytl.memory.step import as_input, build_batch, build_network
 from tinytl.report import Column, markdown
 
-from .machine import describe
+from .machine import describe, sentence
+from .turns import ratio_columns, ratios
 
 RESULTS, PAGE = Path("benchmarks/results/backbones.json"), Path("docs/benchmarks/backbones.md")
 METHODS = ("tinytl-b", "tinytl-l+b")
@@ -34,7 +35,7 @@ METHODS = ("tinytl-b", "tinytl-l+b")
 def observed(spec: StepSpec) -> int:
     """Bytes of the distinct storages that autograd is seen to keep in one forward pass, parameters left out."""
     model, _ = build_network(spec)
-    images, _ = build_batch(spec, torch.contiguous_format)
+    images = as_input(build_batch(spec, torch.contiguous_format)[0])
     return observe_kept(lambda: model(images), [*model.parameters(), *model.buffers()])[0]
 
 
@@ -46,7 +47,6 @@ def row(spec: StepSpec, turns: int) -> dict[str, Any]:
     stock = [candidate(stock_spec, layout) for layout in LAYOUTS]
     mine, *others = in_turns([lean, *stock], turns)
     best = min(others, key=statistics.median)
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(mine, best, strict=True)], n=4)
     return {
         "backbone": spec.backbone,
         "method": spec.method,
@@ -58,15 +58,12 @@ def row(spec: StepSpec, turns: int) -> dict[str, Any]:
         "stock_step_peak": min(c.measured.step_peak_bytes for c in stock),
         "lean_seconds": statistics.median(mine),
         "stock_seconds": statistics.median(best),
-        "ratio": middle,
-        "ratio_low": low,
-        "ratio_high": high,
+        **ratios(mine, best),
     }
 
 
 def page(results: dict[str, Any]) -> str:
     """The documentation page of the committed results."""
-    machine = results["machine"]
     columns = [
         Column("backbone", "backbone"),
         Column("method", "method"),
@@ -78,17 +75,14 @@ def page(results: dict[str, Any]) -> str:
         Column("stock_step_peak", "stock: step adds", "MB", 1),
         Column("lean_seconds", "lean", "ms", 0),
         Column("stock_seconds", "stock", "ms", 0),
-        Column("ratio", "lean / stock", "x", 2),
-        Column("ratio_low", "quartile", "x", 2),
-        Column("ratio_high", "quartile", "x", 2),
+        *ratio_columns("lean / stock"),
     ]
     return (
         "# Every backbone, one training step\n\n"
         "Made by `python -m benchmarks.backbones`; do not edit. Batch 8, 102 classes, batch norm with frozen "
-        f"statistics (where there is any), on {machine['processor']}, {machine['cores']} cores, {machine['threads']} "
-        f"threads, torch {machine['torch']}, {machine['date']}. Medians over {results['turns']} turns; ratios turn by "
-        "turn, against stock's faster memory layout. What the columns say is in [measuring](../measuring.md).\n\n"
-        + markdown(results["rows"], columns)
+        f"statistics (where there is any), on {sentence(results['machine'])}. Medians over {results['turns']} turns; "
+        "ratios turn by turn, against stock's faster memory layout. What the columns say is in "
+        "[measuring](../measuring.md).\n\n" + markdown(results["rows"], columns)
     )
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from tinytl._machine import processor
+
 
 def describe() -> dict[str, Any]:
     """Processor, cores, threads, versions and the day."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
     return {
-        "processor": name,
+        "processor": processor()[0],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "vector": torch.backends.cpu.get_cpu_capability(),
@@ -28,3 +24,13 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def sentence(machine: dict[str, Any]) -> str:
+    """A page's words for what `describe` found: processor, cores, threads, PyTorch, day."""
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {versions(machine)}"
+
+
+def versions(machine: dict[str, Any]) -> str:
+    """PyTorch's version and the day, for figures that do not depend on the processor."""
+    return f"torch {machine['torch']}, {machine['date']}"

@@ -20,7 +20,8 @@ from tinytl.memory.profile import LAYOUTS, candidate, in_turns, profile_step
 from tinytl.report import Column, markdown
 
 from . import readme
-from .machine import describe
+from .machine import describe, sentence
+from .turns import ratio_columns, ratios
 
 RESULTS, PAGE = Path("benchmarks/results/steps.json"), Path("docs/benchmarks/steps.md")
 PICTURE = Path("docs/live_bytes.png")
@@ -58,10 +59,7 @@ def time_rows(turns: int) -> list[dict[str, Any]]:
         mine = best[f"lean {name}"]
         row: dict[str, Any] = {"method": name, "lean_seconds": statistics.median(mine)}
         for key, other in (("stock", f"stock {name}"), ("full", "stock ft-full")):
-            ratios = [a / b for a, b in zip(mine, best[other], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            row |= {f"{key}_seconds": statistics.median(best[other])}
-            row |= {f"{key}_ratio": middle, f"{key}_ratio_low": low, f"{key}_ratio_high": high}
+            row |= {f"{key}_seconds": statistics.median(best[other]), **ratios(mine, best[other], f"{key}_")}
         rows.append(row)
     return rows
 
@@ -100,7 +98,6 @@ def memory_rows() -> list[dict[str, Any]]:
 
 def page(results: dict[str, Any]) -> str:
     """The documentation page of the committed results."""
-    machine = results["machine"]
     memory = [Column("method", "method"), Column("norm", "norm"), Column("micro_batch", "images at a time")]
     for key, heading in (
         ("counted", "counted"),
@@ -116,17 +113,12 @@ def page(results: dict[str, Any]) -> str:
         memory.append(Column(key, heading, "MB"))
     times = [Column("method", "method"), Column("lean_seconds", "lean", "ms", 0)]
     for key, heading in (("stock", "stock"), ("full", "stock FT-Full")):
-        times += [
-            Column(f"{key}_seconds", heading, "ms", 0),
-            Column(f"{key}_ratio", f"lean / {heading}", "x", 2),
-            Column(f"{key}_ratio_low", "quartile", "x", 2),
-            Column(f"{key}_ratio_high", "quartile", "x", 2),
-        ]
+        times += [Column(f"{key}_seconds", heading, "ms", 0), *ratio_columns(f"lean / {heading}", f"{key}_")]
     return (
         "# One training step\n\n"
         "Made by `python -m benchmarks.steps`; do not edit. ProxylessNAS-Mobile, 224 px, 102 classes, batch 8, "
-        f"on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}, "
-        f"{machine['date']}. MB are 10^6 bytes; what each column says is in [measuring](../measuring.md).\n\n"
+        f"on {sentence(results['machine'])}. MB are 10^6 bytes; what each column says is in "
+        "[measuring](../measuring.md).\n\n"
         "## Memory\n\n" + markdown(results["memory"], memory) + "\n## Time\n\n"
         f"Medians over {results['turns']} turns; ratios turn by turn, against stock's faster memory layout.\n\n"
         + markdown(results["time"], times)

@@ -39,7 +39,8 @@ from tinytl.memory import StepSpec
 from tinytl.memory.step import build_network
 from tinytl.report import Column, markdown
 
-from .machine import describe
+from .machine import describe, sentence
+from .turns import ratio_columns, ratios
 
 RESULTS, PAGE = Path("benchmarks/results/throughput.json"), Path("docs/benchmarks/throughput.md")
 BATCH, WORKERS, WARM_UP = 8, 2, 3
@@ -105,7 +106,7 @@ def our_evaluation(model: nn.Module, photos: PhotoSet, transform: Transform) -> 
     with contextlib.closing(loader.epoch(0)) as batches:
         for batch in batches:
             with torch.inference_mode():
-                model(batch.images).argmax(1)
+                model(batch.normalized()).argmax(1)
             yield len(batch)
 
 
@@ -145,13 +146,10 @@ def in_turns(sides: dict[str, Callable[[], Iterator[int]]], turns: int, steps: i
 def compare(found: dict[str, list[float]], ours: str, plain: tuple[str, ...]) -> dict[str, float]:
     """Median and quartiles of ours over the faster of the plain ones, turn by turn."""
     best = max(plain, key=lambda name: statistics.median(found[name]))
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(found[ours], found[best], strict=True)], n=4)
     return {
         "ours": statistics.median(found[ours]),
         "plain": statistics.median(found[best]),
-        "ratio": middle,
-        "ratio_low": low,
-        "ratio_high": high,
+        **ratios(found[ours], found[best]),
     }
 
 
@@ -204,20 +202,16 @@ COLUMNS = [
     Column("what", "what"),
     Column("ours", "tinytl, images/s", "", 1),
     Column("plain", "plain PyTorch, images/s", "", 1),
-    Column("ratio", "tinytl / plain", "x", 2),
-    Column("ratio_low", "quartile", "x", 2),
-    Column("ratio_high", "quartile", "x", 2),
+    *ratio_columns("tinytl / plain"),
 ]
 
 
 def page(results: dict[str, Any]) -> str:
     """The documentation page of the committed results."""
-    machine = results["machine"]
     return (
         "# Images a second, end to end\n\n"
         "Made by `python -m benchmarks.throughput`; do not edit. Photographs of 300 px (elpv) read from disk, batch "
-        f"{BATCH}, {WORKERS} decoding workers on both sides, on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['threads']} threads, torch {machine['torch']}, {machine['date']}. Medians over "
+        f"{BATCH}, {WORKERS} decoding workers on both sides, on {sentence(results['machine'])}. Medians over "
         f"{results['turns']} turns of {results['steps']} steps a side; ratios turn by turn, against the faster of "
         "PyTorch's two memory layouts.\n\n" + markdown(results["rows"], COLUMNS)
     )

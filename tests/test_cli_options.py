@@ -46,7 +46,7 @@ def test_every_field_is_an_option_of_the_same_name_and_default_and_the_other_way
         assert parameter.opts == ["--" + name.replace("_", "-")]
         default = parameter.default
         assert (default if default is None or isinstance(default, bool) else parse(OPTIONS[name], default)) == (
-            str(field.default) if OPTIONS[name].kind == "bytes" else field.default
+            str(field.default) if OPTIONS[name].kind == "bytes" and field.default is not None else field.default
         )
         assert parameter.help == field.metadata["option"]["help"]
 
@@ -84,6 +84,12 @@ def test_what_is_typed_arrives_and_nothing_else(monkeypatch: pytest.MonkeyPatch)
         "micro_batch": 2,
         "optimizer": "sgd",
         "momentum": 0.8,
+        "optimizer_bits": 8,
+        "update": "end",
+        "frozen_bits": 8,
+        "codebook": True,
+        "memory_budget": "48 MB",
+        "report": True,
         "seed": 5,
         "warmup_epochs": 2,
         "workers": 0,

@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_no_copy(root: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied", str(path))
 
     assert with_copies_noted(photos, photos)[0].notes
-    monkeypatch.setattr("tinytl.data.duplicates.open", refuse, raising=False)  # by hand: the tests may run as root
+    monkeypatch.setattr("tinytl._file_hash.open", refuse, raising=False)  # by hand: the tests may run as root
     assert with_copies_noted(photos, photos)[0].notes == ()
 
 

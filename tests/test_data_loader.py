@@ -235,7 +235,7 @@ def test_a_batch(photos: PhotoSet):
     assert len(batches) == len(loader(photos)) == 4
     assert [len(batch) for batch in batches] == [3, 3, 3, 2]
     first = batches[0]
-    assert (first.images.dtype, first.images.shape) == (torch.float32, (3, 3, SIDE, SIDE))
+    assert (first.images.dtype, first.images.shape) == (torch.uint8, (3, 3, SIDE, SIDE))
     assert first.images.is_contiguous(memory_format=torch.channels_last)
     assert first.labels.dtype == first.indices.dtype == torch.int64
     assert [photos.items[i][1] for i in first.indices] == first.labels.tolist()
@@ -243,7 +243,7 @@ def test_a_batch(photos: PhotoSet):
     index = int(first.indices[1])
     with open_photo(photos.items[index][0]) as photo:
         alone = train(color=True)(photo, sample_rng(5, 0, index))
-    assert np.array_equal(first.images[1].numpy(), alone)
+    assert np.array_equal(first.normalized()[1].numpy(), alone)
 
 
 def test_batches_do_not_depend_on_workers(photos: PhotoSet):

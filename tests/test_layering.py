@@ -15,21 +15,22 @@ ROOT = Path(__file__).parents[1] / "src" / "tinytl"
 
 LAYERS = (
     ("errors",),
-    ("_atomic", "_interrupt", "_lock", "_machine", "_options", "_threads"),
+    ("_atomic", "_file_hash", "_interrupt", "_lock", "_machine", "_options", "_threads"),
     ("ops",),
     ("nn",),
     ("graph",),
     ("backbones", "data"),  # two sides: neither knows the other
     ("methods",),
     ("spec",),  # names are looked up in methods and backbones when one is made: nothing here imports PyTorch
-    ("memory",),
     ("checkpoint",),
     ("engine",),
+    ("memory",),  # describes and measures the engine's own step
     ("delta",),
     ("report",),
     ("trained",),
     ("config",),
     ("_keeper", "_prepared"),
+    ("_run_page",),
     ("run",),
     ("doctor",),
     ("cli",),

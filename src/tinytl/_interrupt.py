@@ -45,6 +45,7 @@ class Stop:
             self.check()
             for item in items:
                 yield item
+                del item  # or it would be alive while the next is waited for
                 self.check()
         finally:
             close = getattr(items, "close", None)

@@ -48,6 +48,7 @@ class Option:
         optional: whether None is a value.
         least, above, most, below: the range of a number.
         names: the texts that are allowed; empty: any.
+        choices: the numbers that are allowed; empty: any in the range.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Option:
     most: float | None = None
     below: float | None = None
     names: tuple[str, ...] = ()
+    choices: tuple[int, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -79,6 +81,8 @@ class Option:
             )
             if end is not None
         ]
+        if self.choices:
+            return " or ".join(str(choice) for choice in self.choices)
         what = {
             "int": "a whole number",
             "float": "a number",
@@ -203,7 +207,8 @@ def _is_text(value: object) -> bool:
 
 def _in_range(entry: Option, value: Any) -> bool:
     return (
-        (entry.least is None or value >= entry.least)
+        (not entry.choices or value in entry.choices)
+        and (entry.least is None or value >= entry.least)
         and (entry.above is None or value > entry.above)
         and (entry.most is None or value <= entry.most)
         and (entry.below is None or value < entry.below)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinytl._interrupt import Stop
+from tinytl._options import number_of_bytes
 from tinytl.backbones import Backbone, Preprocessing, find
 from tinytl.data import (
     Batch,
@@ -22,11 +23,18 @@ from tinytl.data import (
     resolve_split,
 )
 from tinytl.delta import check_names
+from tinytl.engine.batches import images_of
+from tinytl.engine.optimizer import make_optimizer
+from tinytl.memory.planner import Planned, plan_step
 from tinytl.methods import Adaptation, adapt_, calibrate_, method
-from tinytl.spec import RunOptions, TrainSpec
+from tinytl.nn.execution import set_execution_
+from tinytl.nn.packing import pack_frozen_
+from tinytl.spec import FitOptions, RunOptions, TrainSpec
 from tinytl.trained import base_network
 
 CALIBRATION_BATCHES = 8
+GENERATOR_BYTES = 5056
+"""State of PyTorch's random generator, which is put aside while a run draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +47,15 @@ class Prepared:
     backbone: Backbone
     adaptation: Adaptation
     preprocessing: Preprocessing
+    planned: Planned | None = None  # how each step is taken, where a memory budget was given
+
+    @property
+    def fit(self) -> FitOptions:
+        """How to train: as asked for, and as planned."""
+        if self.planned is None:
+            return self.spec.fit
+        plan = self.planned.plan
+        return replace(self.spec.fit, micro_batch=plan.micro_batch, update=plan.update)
 
     @property
     def model(self) -> nn.Module:
@@ -73,7 +90,34 @@ def prepare(
     backbone = base_network(spec.backbone, spec.pretrained, spec.norm, spec.weights, len(train.classes), spec.fit.seed)
     chosen = method(spec.method, last_blocks=spec.last_blocks)
     adaptation = adapt_(backbone.model, chosen, resolution=preprocessing.resolution, seed=spec.fit.seed)
-    return Prepared(spec, train, validation, backbone, adaptation, preprocessing)
+    if spec.frozen_bits < 32:
+        pack_frozen_(backbone.model, spec.frozen_bits, spec.codebook)
+    planned = _plan(spec, backbone.model, adaptation, preprocessing.resolution)
+    return Prepared(spec, train, validation, backbone, adaptation, preprocessing, planned)
+
+
+def _batch_bytes(images: int, resolution: int) -> int:
+    """Of a batch as a loader holds it: bytes of images, labels and indices."""
+    return images * (3 * resolution**2 + 2 * 8)
+
+
+def _plan(spec: TrainSpec, model: nn.Module, adaptation: Adaptation, resolution: int) -> Planned | None:
+    """Choose how to take a step within the budget, if there is one, and have the network run so."""
+    if spec.memory_budget is None:
+        return None
+    planned = plan_step(
+        model,
+        (spec.batch_size, 3, resolution, resolution),
+        blocks=adaptation.blocks,
+        budget_bytes=number_of_bytes("memory_budget", spec.memory_budget),
+        optimizer=lambda parameters: make_optimizer(parameters, spec.fit),
+        micro_batch=spec.fit.micro_batch,
+        update=None if spec.fit.update == "end" else spec.fit.update,
+        label_smoothing=spec.fit.label_smoothing,
+        beside_bytes=_batch_bytes(spec.batch_size, resolution) + GENERATOR_BYTES,  # a batch that is read ahead
+    )
+    set_execution_(model, planned.plan.policies)
+    return planned
 
 
 @dataclass(frozen=True)
@@ -107,8 +151,11 @@ def loaders(
     )
     plain = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
     size, seed = spec.batch_size, spec.fit.seed
-    training = Loader(prepared.train, augment, size, shuffle=True, seed=seed, workers=workers, cache=cache)
-    validation = Loader(prepared.validation, plain, size, shuffle=False, workers=workers, cache=cache)
+    ahead = 1 if prepared.planned is not None else 2  # batches; within a budget one, which the plan counts
+    training = Loader(
+        prepared.train, augment, size, shuffle=True, seed=seed, workers=workers, cache=cache, prefetch=ahead
+    )
+    validation = Loader(prepared.validation, plain, size, shuffle=False, workers=workers, cache=cache, prefetch=ahead)
     return StoppableLoader(training, stop), StoppableLoader(validation, stop)
 
 
@@ -122,13 +169,13 @@ class _FirstImages:
     def __iter__(self) -> Iterator[Tensor]:
         with contextlib.closing(self.loader.epoch(0)) as batches:
             for _, batch in zip(range(CALIBRATION_BATCHES), batches, strict=False):
-                yield from batch.images.split(self.size)
+                yield from images_of(batch, self.size)
 
 
 def calibrate(prepared: Prepared, loader: StoppableLoader) -> None:
     """Measure the statistics of fresh lite modules on the first training images, if there are any."""
     if prepared.adaptation.inserted:
-        size = prepared.spec.fit.micro_batch or prepared.spec.batch_size
+        size = prepared.fit.micro_batch or prepared.spec.batch_size
         calibrate_(prepared.model, prepared.adaptation, _FirstImages(loader, size))
 
 

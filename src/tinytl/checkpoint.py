@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,15 @@ class Learned(Protocol):
     @property
     def delta_keys(self) -> tuple[str, ...]:
         """Return the ``state_dict`` keys that make up what is learned."""
+        ...
+
+
+@runtime_checkable
+class SelfDescribed(Protocol):
+    """An optimizer that says what state it keeps, such as `tinytl.engine.Adam8bit`."""
+
+    def blank_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter before its first step."""
         ...
 
 
@@ -76,14 +85,18 @@ class Resume:
     optimizer: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Boundary:
-    """What ``on_boundary`` is given: a consistent state of the run, valid until the next step."""
+    """What ``on_boundary`` is given: a consistent state of the run, valid until the next step.
+
+    ``past`` says that the next step has begun to change parameters, so that this state is nowhere any more.
+    """
 
     progress: Progress
     epoch_end: bool
     optimizer: torch.optim.Optimizer
     names: tuple[str, ...] = field(repr=False)
+    past: bool = False
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the optimizer's slots as ``{"<parameter name>/<slot>": tensor}``, not copied."""
@@ -118,9 +131,14 @@ class Checkpointer:
     def save(self, boundary: Boundary) -> None:
         """Write the state at ``boundary``, atomically; the file that was newest is kept as ``previous``.
 
-        Raises RunError when it cannot be written, or when a tensor holds NaN or infinity: the files on the
-        disk are then as before.
+        Raises RunError when it cannot be written, when a tensor holds NaN or infinity, or when ``boundary`` is
+        past: the files on the disk are then as before.
         """
+        if boundary.past:
+            raise RunError(
+                f"the state after step {boundary.progress.step} cannot be saved any more: the next step has begun to "
+                "change it; the checkpoint before stands"
+            )
         learned = learned_tensors(self._model, self._adaptation)
         tensors = {f"model/{key}": value for key, value in learned.items()}
         tensors |= {f"optimizer/{key}": value for key, value in boundary.optimizer_tensors().items()}
@@ -239,13 +257,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: tuple[str, ...], res
         name, _, slot = key.rpartition("/")
         if name not in index:
             raise RunError(f"cannot resume: the checkpoint has optimizer state of {name[:80]!r}, frozen here")
-        parameter = parameters[index[name]]
-        if value.dim() == 0 and value.is_floating_point():  # a count of steps, or the slot of a scalar
-            restored = value.clone()
-        elif value.shape == parameter.shape and value.dtype == parameter.dtype:
-            # With the parameter's strides: torch 2.13's fused CPU optimizers walk raw memory side by side.
-            restored = torch.empty_like(parameter, requires_grad=False, dtype=value.dtype).copy_(value)
-        else:
+        restored = _restored(optimizer, parameters[index[name]], slot, value)
+        if restored is None:
             raise RunError(f"cannot resume: optimizer state {key[:80]!r} is {_describe(value)}")
         state.setdefault(index[name], {})[slot] = restored
     # plain SGD has no slots; any other optimizer has some for every parameter once a step is done
@@ -253,14 +266,36 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: tuple[str, ...], res
     if resume.progress.step and not stateless and len(state) != len(names):
         missing = next(name for name in names if index[name] not in state)
         raise RunError(f"cannot resume: the checkpoint has no optimizer state of {missing!r}")
-    expected = _SLOTS.get(type(optimizer))
     for number, found in state.items():
+        expected = _slots(optimizer, parameters[number])
         if expected is not None and found.keys() != expected:
             raise RunError(
                 f"cannot resume: the checkpoint has the optimizer state {', '.join(sorted(found))[:80]!r} of "
                 f"{names[number]!r}, expected {', '.join(sorted(expected))}"
             )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _restored(optimizer: torch.optim.Optimizer, parameter: Tensor, slot: str, value: Tensor) -> Tensor | None:
+    """The slot as the optimizer holds it, with the value that was saved; None: the value is no such slot."""
+    if isinstance(optimizer, SelfDescribed):
+        blank = optimizer.blank_state(parameter).get(slot)
+        if blank is None:
+            return value  # its name is refused with the whole list
+        return blank.copy_(value) if (blank.shape, blank.dtype) == (value.shape, value.dtype) else None
+    if value.dim() == 0 and value.is_floating_point():  # a count of steps, or the slot of a scalar
+        return value.clone()
+    if value.shape == parameter.shape and value.dtype == parameter.dtype:
+        # With the parameter's strides: torch 2.13's fused CPU optimizers walk raw memory side by side.
+        return torch.empty_like(parameter, requires_grad=False, dtype=value.dtype).copy_(value)
+    return None
+
+
+def _slots(optimizer: torch.optim.Optimizer, parameter: Tensor) -> set[str] | None:
+    """Names of the slots that a parameter has once a step is done; None: not known."""
+    if isinstance(optimizer, SelfDescribed):
+        return set(optimizer.blank_state(parameter))
+    return _SLOTS.get(type(optimizer))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """A run: photographs and a specification in, a folder with what was learned out.
 
 The folder holds `run.json` (the specification), `config.toml` (every option, to repeat the run with), `metrics.jsonl`
-and `checkpoint.safetensors`, and at the end `delta.safetensors` and `curves.png`. `tinytl.trained.open_run` opens it
-again. Each of these is written whole or not at all, so that a run can be killed at any instant; resumed, it ends in
-the same files as one that nobody disturbed.
+and `checkpoint.safetensors`, and at the end `delta.safetensors`, `curves.png` and, if asked for, `report.html`.
+`tinytl.trained.open_run` opens it again. Each of these is written whole or not at all, so that a run can be killed at
+any instant; resumed, it ends in the same files as one that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tinytl._keeper import Keeper
 from tinytl._lock import NAME as LOCK
 from tinytl._lock import lock_folder
 from tinytl._prepared import Prepared, calibrate, loaders, prepare, settings_of
+from tinytl._run_page import page_of
 from tinytl._threads import threads
 from tinytl.checkpoint import Checkpointer, Progress, Resume
 from tinytl.config import FILE as CONFIG
@@ -30,15 +31,15 @@ from tinytl.data import PhotoCache, refuse_among
 from tinytl.delta import save_delta
 from tinytl.engine import EpochInfo, Evaluation, FitResult, StepInfo, evaluate, fit
 from tinytl.errors import DataError, Interrupted, NotFiniteError, RunError, TinyTLError
-from tinytl.report import MetricsLog, TensorBoardLog, plot_curves, require_tensorboard
+from tinytl.report import MetricsLog, TensorBoardLog, plot_curves, require_tensorboard, write_page
 from tinytl.spec import RunOptions, TrainSpec
 
 __all__ = ["Callbacks", "Prepared", "RunResult", "prepare", "train"]
 
 CHECKPOINT, DELTA, CURVES = "checkpoint.safetensors", "delta.safetensors", "curves.png"
-METRICS, SETTINGS = "metrics.jsonl", "run.json"
+METRICS, SETTINGS, PAGE = "metrics.jsonl", "run.json", "report.html"
 PREVIOUS = f"{CHECKPOINT}.prev"
-FILES = (CHECKPOINT, PREVIOUS, DELTA, CURVES, METRICS, SETTINGS, CONFIG)
+FILES = (CHECKPOINT, PREVIOUS, DELTA, CURVES, METRICS, SETTINGS, PAGE, CONFIG)
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,13 @@ def _run(
                 prepared.model,
                 training,
                 validation,
-                spec.fit,
+                prepared.fit,
                 on_step=_all([keeper.moved, *writes, callbacks.on_step]),
                 on_epoch=_all([*writes, callbacks.on_epoch]),
                 on_boundary=keeper.boundary,
                 resume=at,
             )
-    final = result.validation or evaluate(prepared.model, validation, micro_batch=spec.fit.micro_batch)
+    final = result.validation or evaluate(prepared.model, validation, micro_batch=prepared.fit.micro_batch)
     save_delta(
         out / DELTA,
         prepared.model,
@@ -152,10 +153,18 @@ def _run(
         norm=spec.norm,
         classes=prepared.train.classes,
         preprocessing=dataclasses.asdict(prepared.preprocessing),
-        extra={"pretrained": spec.pretrained, "base_seed": spec.fit.seed},
+        extra={
+            "pretrained": spec.pretrained,
+            "base_seed": spec.fit.seed,
+            "frozen_bits": spec.frozen_bits,
+            "codebook": spec.codebook,
+        },
     )
     plot_curves(out / METRICS, out / CURVES)
     stop.advice = f"the run in {out} is finished"
+    if options.report:
+        stop.advice += f"; tinytl report {out} writes the page on it"
+        write_page(out / PAGE, page_of(prepared, options, validation, out))
     return RunResult(out, prepared, result, final, (out / DELTA).stat().st_size, cache)
 
 

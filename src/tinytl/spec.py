@@ -21,6 +21,8 @@ from tinytl.errors import InputError
 
 OPTIMIZERS = ("adam", "sgd")
 NORMS = ("bn", "gn")
+UPDATES = ("end", "backward")
+FROZEN_BITS = (32, 16, 8)
 SMALLEST_RESOLUTION = 32
 
 
@@ -30,7 +32,9 @@ class FitOptions:
     """How to train. Bad values are refused with an InputError.
 
     The paper's learning rates, tuned per data set at batch 8, run from 0.5e-4 to 16e-4; its label smoothing is 0.7, and
-    0.1 for CIFAR and Food.
+    0.1 for CIFAR and Food. The result is the same to the bit for either ``update``. But a gradient that is NaN or
+    infinite stops the run before a step has changed anything with 'end', and after some parameters have changed with
+    'backward': then the run goes on from its last checkpoint, and what came after that is lost.
     """
 
     epochs: int = option(50, "Passes over the training images.", least=1)
@@ -42,6 +46,14 @@ class FitOptions:
     )
     optimizer: str = option("adam", "adam or sgd.", names=OPTIMIZERS)
     momentum: float = option(0.9, "Of SGD; Adam has its own.", least=0, below=1)
+    optimizer_bits: int = option(
+        32, "Of the optimizer's state: 32, or 8 (block-wise quantized: approximate).", choices=(32, 8)
+    )
+    update: str = option(
+        "end",
+        "Update at the end of the step, or in backward as soon as a gradient is complete (batches in one piece).",
+        names=UPDATES,
+    )
     seed: int = option(0, "Of every random draw.", least=0, below=2**63)
     warmup_epochs: int = option(0, "Epochs of linear warm-up; they count among the epochs.", least=0)
 
@@ -53,6 +65,10 @@ class FitOptions:
             raise InputError(f"warmup_epochs is {self.warmup_epochs}, expected fewer than the {self.epochs} epochs")
         if self.optimizer == "adam" and self.momentum != FitOptions.momentum:
             raise InputError(f"momentum is {self.momentum}, but optimizer 'adam' has its own: take optimizer 'sgd'")
+        if self.optimizer == "sgd" and self.momentum == 0 and self.optimizer_bits != 32:
+            raise InputError(
+                f"optimizer_bits is {self.optimizer_bits}, but 'sgd' with momentum 0 keeps no state: leave it"
+            )
 
 
 @documented
@@ -81,6 +97,15 @@ class TrainSpec:
     flip: bool = option(True, "Mirror training images at random.")
     color: bool = option(False, "Distort brightness and saturation of training images.")
     calibrate: bool = option(True, "Measure the statistics of fresh lite modules on training images first.")
+    frozen_bits: int = option(
+        32,
+        "Of the frozen weights: 32, or 16 or 8 (rounded: approximate), expanded a layer at a time.",
+        choices=FROZEN_BITS,
+    )
+    codebook: bool = option(False, "With 8 frozen bits: a table of 256 values a layer in place of a scale a channel.")
+    memory_budget: int | str | None = option(
+        None, "Most live bytes of a training step, such as 48MB; the fastest plan that fits is chosen."
+    )
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
@@ -99,6 +124,13 @@ class TrainSpec:
                 f"micro_batch is {self.fit.micro_batch}, more than the batch_size of {self.batch_size}, of which it is "
                 "a part: lower the one or raise the other"
             )
+        if self.fit.update == "backward" and (self.fit.micro_batch or self.batch_size) < self.batch_size:
+            raise InputError(
+                f"update is 'backward' and micro_batch {self.fit.micro_batch} of a batch_size of {self.batch_size}: "
+                "accumulated gradients are complete at the step's end only; take update 'end', or leave micro_batch out"
+            )
+        if self.codebook and self.frozen_bits != 8:
+            raise InputError(f"codebook with frozen_bits {self.frozen_bits}: a table of 256 values takes frozen_bits 8")
         if self.weights is not None and not self.pretrained:
             raise InputError(f"weights {self.weights!r} given with pretrained false: leave one of the two out")
 
@@ -118,6 +150,7 @@ class RunOptions:
     cache: int | str = option(0, "Most memory for decoded photographs, such as 256MB; 0 holds none.")
     strict: bool = option(False, "Refuse photographs that cannot be read, instead of training without them.")
     tensorboard: bool = option(False, "Also write TensorBoard files into the run's folder.")
+    report: bool = option(False, "Also write report.html, a page on the run that needs no network, into its folder.")
 
     def __post_init__(self) -> None:
         check_all(self)

@@ -29,6 +29,8 @@ from tinytl.delta import apply_delta, load_delta
 from tinytl.engine import Evaluation, evaluate
 from tinytl.errors import DataError, DeltaError, PhotoError, RunError
 from tinytl.methods import Adaptation, adapt_
+from tinytl.nn.packing import pack_frozen_
+from tinytl.spec import FROZEN_BITS
 
 MAX_RECORD_BYTES = 16_000_000  # of a run.json; one cut off there is no JSON, and tells nothing
 
@@ -151,13 +153,18 @@ def open_run(path: Path, *, weights: Path | None = None) -> TrainedRun:
         raise RunError(f"{path} holds an unfinished run: finish it with `tinytl train ... --out {path} --resume`")
     delta = load_delta(file)
     pretrained, seed = delta.extra.get("pretrained", True), delta.extra.get("base_seed", 0)
-    if type(pretrained) is not bool or type(seed) is not int or not 0 <= seed < 2**63:
+    bits, codebook = delta.extra.get("frozen_bits", 32), delta.extra.get("codebook", False)
+    known = type(pretrained) is bool and type(seed) is int and 0 <= seed < 2**63
+    known = known and type(bits) is int and bits in FROZEN_BITS and type(codebook) is bool
+    if not known or (codebook and bits != 8):
         raise DeltaError(f"{file}: its base is described by {dict(delta.extra)!r}: expected what a run writes")
     recorded = _recorded(file, "weights")
     own = str(weights) if weights is not None else recorded if recorded and os.path.isfile(recorded) else None
     backbone = base_network(delta.backbone, pretrained, delta.norm, own, len(delta.classes), seed)
     preprocessing = Preprocessing(**delta.preprocessing)
     adaptation = adapt_(backbone.model, delta.method, resolution=preprocessing.resolution, seed=seed)
+    if bits < 32:
+        pack_frozen_(backbone.model, bits, codebook)
     apply_delta(backbone.model, delta, adaptation)
     return TrainedRun(backbone.model.eval(), delta.classes, preprocessing, adaptation, _recorded(file, "photos"))
 

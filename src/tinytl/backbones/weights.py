@@ -10,7 +10,6 @@ half a file.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import importlib.util
 import os
@@ -27,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tinytl._file_hash import file_sha256
 from tinytl.errors import WeightsError
 
 TIMEOUT_SECONDS = 30.0
@@ -114,7 +114,7 @@ def fetch(source: WeightsSource, path: Path | None = None) -> Path:
     packaged, cached = _in_package(source), cache_folder() / Path(source.file).name
     for place, candidate in (("package", packaged), ("cache", cached)):
         if candidate is not None and candidate.is_file():
-            wrong = source.check(_sha256(candidate))
+            wrong = source.check(file_sha256(candidate).hex())
             if not wrong:
                 return candidate
             failures.append(f"{place} {candidate}: {wrong}")
@@ -142,14 +142,6 @@ def _in_package(source: WeightsSource) -> Path | None:
     return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _download(url: str, source: WeightsSource, target: Path) -> Path:
     """Stream ``url`` to a temporary file, check it, rename it to ``target``.
 
@@ -170,7 +162,7 @@ def _download(url: str, source: WeightsSource, target: Path) -> Path:
             archive, file = file, Path(folder) / "member"
             with zipfile.ZipFile(archive) as files, files.open(member) as packed, file.open("wb") as out:
                 shutil.copyfileobj(packed, out, CHUNK_BYTES)
-        if wrong := source.check(_sha256(file)):
+        if wrong := source.check(file_sha256(file).hex()):
             raise ValueError(wrong)
         os.replace(file, target)
     return target

@@ -75,6 +75,9 @@ class TrainingDisplay:
             f"{len(prepared.train.classes)} classes, {prepared.preprocessing.resolution} px",
             self._console,
         )
+        if prepared.planned is not None:
+            for line in prepared.planned.lines(prepared.spec.batch_size):
+                print_line(line, self._console)
 
     def step(self, info: StepInfo) -> None:
         """Move the bar."""

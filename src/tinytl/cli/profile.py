@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,11 +27,25 @@ def profile(
     classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 102,
     norm: Annotated[str, typer.Option(help="bn or gn.", autocompletion=completion.names(*NORMS))] = "bn",
     last_blocks: Annotated[int, typer.Option(help="Also train the last K blocks in full.")] = 0,
+    frozen_bits: Annotated[int, typer.Option(help="Of the frozen weights: 32, 16 or 8.")] = 32,
+    codebook: Annotated[
+        bool, typer.Option("--codebook", help="With 8 frozen bits: a table of 256 values a layer.")
+    ] = False,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    optimizer_bits: Annotated[int, typer.Option(help="Of the optimizer's state: 32 or 8.")] = 32,
+    update: Annotated[str, typer.Option(help="end, or backward.")] = "end",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Most live bytes, such as 48MB: the fastest plan that fits is taken.")
+    ] = None,
     compare: Annotated[str | None, typer.Option(help="`stock`: the same step in plain PyTorch too.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed steps; 0: none.")] = 5,
     rss: Annotated[bool, typer.Option(help="Start fresh processes to read the resident set.")] = True,
     threads: Annotated[int | None, typer.Option(help="Threads that compute.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also show what each layer keeps.")] = False,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Also show each block's memory, and what the peak is.")
+    ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the planned step's live bytes into this PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Profile one training step: counted, kept and measured memory, and its time."""
@@ -51,12 +66,28 @@ def profile(
         classes=classes,
         last_blocks=last_blocks,
         threads=threads,
+        frozen_bits=frozen_bits,
+        codebook=codebook,
+        optimizer=optimizer,
+        optimizer_bits=optimizer_bits,
+        update=update,
+        memory_budget=memory_budget,
     )
     found = profile_step(spec, compare_stock=compare == "stock", repeats=repeats, rss=rss)
+    if picture is not None:
+        from tinytl.memory.timeline import draw_planned
+
+        draw_planned(
+            found.planned.step, picture, title=f"{spec.backbone} ({spec.norm}), {found.adaptation.method.name}"
+        )
     if as_json:
         print_json(found.to_json())
         return
     _print(found, layers)
+    if blocks:
+        from tinytl.report import print_blocks
+
+        print_blocks(found.planned.step, found.adaptation.blocks, Console())
 
 
 def _print(found: Any, layers: bool) -> None:
@@ -83,6 +114,8 @@ def _print(found: Any, layers: bool) -> None:
     columns = [Column("what", "memory"), Column("lean", "lean", "MB", 2)]
     columns += [] if stock is None else [Column("stock", "stock PyTorch", "MB", 2)]
     console.print(table(rows, columns))
+    for line in found.planned.lines(spec.batch_size):
+        console.print(line)
     for name, figures in (("lean", lean), ("stock", stock)):
         if figures is not None and figures.step_seconds is not None and figures.spread is not None:
             low, high = figures.spread

@@ -7,16 +7,14 @@ anew has other bytes. Files of a size that no other has are not read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+from tinytl._file_hash import file_sha256
 from tinytl.data.check import in_order
 from tinytl.data.folder import PhotoSet, listed
-
-_CHUNK_BYTES = 1 << 20
 
 
 def with_copies_noted(train: PhotoSet, validation: PhotoSet, *, workers: int = 2) -> tuple[PhotoSet, PhotoSet]:
@@ -77,11 +75,7 @@ def _copies(paths: list[Path], workers: int) -> list[list[int]]:
 
 
 def _digest(path: Path) -> bytes | None:
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError:
         return None
-    return digest.digest()

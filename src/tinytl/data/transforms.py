@@ -1,4 +1,7 @@
-"""From a photograph to a network's input: float32 (3, R, R), ``(x / 255 - mean) / std``.
+"""From a photograph to a network's input: bytes (3, R, R), and ``(x / 255 - mean) / std`` of them in float32.
+
+All that is done to a photograph is done in Pillow, at 8 bits a channel: decode, crop, resize, mirror, distort the
+colours. So `pixels` has everything in a quarter of the memory, and calling a transform only normalizes that.
 
 A training transform is random, but its draws come from ``sample_rng(seed, epoch, index)`` only. So a
 photograph looks the same in an epoch whichever worker reads it, in whatever order, and whether or not the run
@@ -12,17 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 from tinytl.data.decode import Photo, Size
+from tinytl.data.normalize import ByteArray, FloatArray, Normalize, Triple
 from tinytl.errors import InputError, UnknownNameError
 
-FloatArray = npt.NDArray[np.float32]
-Triple = tuple[float, float, float]
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 
 INTERPOLATIONS = {
@@ -49,6 +51,34 @@ class Transform(Protocol):
     def __call__(self, photo: Photo, rng: np.random.Generator) -> FloatArray:
         """Return the network's input."""
         ...
+
+
+class PixelTransform(Transform, Protocol):
+    """A transform that ends in bytes: its input is ``normalize.array(pixels(photo, rng))``, no more and no less."""
+
+    @property
+    def normalize(self) -> Normalize:
+        """What makes float32 of the bytes."""
+        ...
+
+    def pixels(self, photo: Photo, rng: np.random.Generator) -> ByteArray:
+        """Return uint8 (3, R, R)."""
+        ...
+
+
+def in_pixels(transform: Transform) -> PixelTransform | None:
+    """Return a transform whose bytes say all that calling it would; None where only its floats do.
+
+    It is one that has `pixels` and a `normalize`, unless a subclass has given it another ``__call__`` and left `pixels`
+    as it was: then what the subclass does is in the floats alone.
+    """
+    ancestry = type(transform).__mro__
+
+    def depth(name: str) -> int:
+        return next((at for at, kind in enumerate(ancestry) if name in vars(kind)), len(ancestry))
+
+    known = isinstance(getattr(transform, "normalize", None), Normalize) and depth("pixels") < len(ancestry)
+    return cast("PixelTransform", transform) if known and depth("pixels") <= depth("__call__") else None
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -95,8 +125,17 @@ class TrainTransform:
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise InputError(f"crop ratio {self.ratio!r} is out of range: expected 0 < low <= high")
 
+    @property
+    def normalize(self) -> Normalize:
+        """What makes float32 of the bytes."""
+        return Normalize(self.mean, self.std)
+
     def __call__(self, photo: Photo, rng: np.random.Generator) -> FloatArray:
         """Return float32 (3, R, R). Raises DataError where the photograph cannot be read."""
+        return self.normalize.array(self.pixels(photo, rng))
+
+    def pixels(self, photo: Photo, rng: np.random.Generator) -> ByteArray:
+        """Return uint8 (3, R, R), to be read only. Raises DataError where the photograph cannot be read."""
         box = self.crop(photo.size, rng)
         side = min(box[2] - box[0], box[3] - box[1])
         image, factor = photo.reduced(side / (_DECODE_GAP * self.resolution))
@@ -108,7 +147,7 @@ class TrainTransform:
         if self.color:
             image = ImageEnhance.Brightness(image).enhance(1 + (2 * brightness - 1) * 32 / 255)
             image = ImageEnhance.Color(image).enhance(1 + (2 * saturation - 1) * 0.5)
-        return _normalized(image, self.mean, self.std)
+        return _bytes_of(image)
 
     def crop(self, size: Size, rng: np.random.Generator) -> Box:
         """Draw a crop of a photograph of ``size`` (width, height), in whole pixels and within it."""
@@ -149,12 +188,21 @@ class EvalTransform:
         if not 0 < self.crop_fraction <= 1:
             raise InputError(f"crop fraction {self.crop_fraction!r} is out of range: expected 0 < fraction <= 1")
 
+    @property
+    def normalize(self) -> Normalize:
+        """What makes float32 of the bytes."""
+        return Normalize(self.mean, self.std)
+
     def __call__(self, photo: Photo, rng: np.random.Generator | None = None) -> FloatArray:
         """Return float32 (3, R, R); draws nothing. Raises DataError where the photograph cannot be read."""
+        return self.normalize.array(self.pixels(photo, rng))
+
+    def pixels(self, photo: Photo, rng: np.random.Generator | None = None) -> ByteArray:
+        """Return uint8 (3, R, R), to be read only; draws nothing. Raises as calling it does."""
         box, side = self.crop(photo.size), self.resolution
         key = (box, side, self.interpolation)
         image = photo.memo(key, side * side, lambda: _cut(photo.rgb(), box, side, self.interpolation))
-        return _normalized(image, self.mean, self.std)
+        return _bytes_of(image)
 
     def crop(self, size: Size) -> Box:
         """Return the square that is evaluated of a photograph of ``size``, in whole pixels."""
@@ -180,21 +228,14 @@ def _cut(image: Image.Image, box: tuple[float, ...], resolution: int, interpolat
     return image.resize((resolution, resolution), INTERPOLATIONS[interpolation], box=inner)
 
 
-def _normalized(image: Image.Image, mean: Triple, std: Triple) -> FloatArray:
-    """(R, R, 3) bytes -> float32 (3, R, R), still with the channel innermost in memory (channels last)."""
-    pixels = np.asarray(image).astype(np.float32)
-    # Constants rounded once, from float64; 127 and 128, as TensorFlow's networks have them, stay whole.
-    pixels -= (255.0 * np.asarray(mean, np.float64)).astype(np.float32)
-    pixels /= (255.0 * np.asarray(std, np.float64)).astype(np.float32)
-    return pixels.transpose(2, 0, 1)
+def _bytes_of(image: Image.Image) -> ByteArray:
+    """RGB, R x R -> uint8 (3, R, R), with the channel innermost in memory (channels last)."""
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _check_common(resolution: int, mean: Triple, std: Triple, interpolation: str) -> None:
     if resolution < 1:
         raise InputError(f"resolution {resolution!r} is out of range: expected at least 1 pixel")
-    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
-        raise InputError(f"mean {mean!r} is out of range: expected three numbers in units of x/255")
-    if len(std) != 3 or not all(0 < value < math.inf for value in std):
-        raise InputError(f"std {std!r} is out of range: expected three numbers above 0 in units of x/255")
+    Normalize(mean, std)  # refuses what is out of range
     if interpolation not in INTERPOLATIONS:
         raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +10,7 @@ from torch import Tensor, nn
 
 from tinytl.errors import InputError
 
-
-class LabelledBatch(Protocol):
-    """What a loader yields: images (N, 3, R, R) float and labels (N,) int64."""
-
-    @property
-    def images(self) -> Tensor: ...  # noqa: D102
-    @property
-    def labels(self) -> Tensor: ...  # noqa: D102
-
-
-class BatchSource(Protocol):
-    """What `fit` and `evaluate` read: `tinytl.data.Loader`, or anything of this shape."""
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        ...
-
-    def epoch(self, epoch: int, /, start_batch: int = 0) -> Iterator[LabelledBatch]:
-        """Yield an epoch's batches from ``start_batch`` on (both from 0); equal arguments, equal batches."""
-        ...
+from .batches import BatchSource, closing, pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +49,9 @@ def evaluate(model: nn.Module, loader: BatchSource, *, micro_batch: int | None =
         with torch.inference_mode(), closing(loader.epoch(0)) as source:
             for batch in source:
                 size = micro_batch or len(batch.labels)
-                for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
+                for images, labels in pieces(batch, size):
                     logits = model(images.to(device, non_blocking=True))  # (n, classes)
+                    del images  # not alive while the next are made
                     classes = logits.shape[1]
                     loss_sum += F.cross_entropy(logits, labels.to(device), reduction="sum").item()
                     guessed.append(logits.argmax(1).cpu())
@@ -105,14 +84,3 @@ def restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     """Put every module back into the mode that it had."""
     for module, training in modes:
         module.training = training
-
-
-@contextlib.contextmanager
-def closing(source: Iterator[LabelledBatch]) -> Iterator[Iterator[LabelledBatch]]:
-    """Close a generator at the end of the block: the loader's workers end there, also when a step raises."""
-    try:
-        yield source
-    finally:
-        close = getattr(source, "close", None)
-        if close is not None:
-            close()

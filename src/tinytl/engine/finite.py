@@ -31,6 +31,7 @@ def origin(model: nn.Module, batches: Iterable[Tensor]) -> str:
         layer = _first_layer(model, images.to(device))
         if layer:
             return layer
+        del images  # not alive while the next are made
     return "every layer's output is finite when the pass is repeated, so it is the loss that overflows"
 
 
@@ -46,12 +47,22 @@ def bad_gradient(model: nn.Module) -> str | None:
         return None
     named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
     name, gradient = next((n, g) for n, g in reversed(named) if not _fits(torch.linalg.vector_norm(g, math.inf)))
-    what = _kind(gradient) if not _is_finite(gradient) else f"{gradient.abs().max().item():.2g}, too large to square"
-    return f"the gradient of {name} holds {what}"
+    return f"the gradient of {name} {_fault(gradient)}"
+
+
+def bad_gradient_of(gradient: Tensor) -> str | None:
+    """Say what is wrong with one gradient ('holds NaN'), by the same rule; None: nothing."""
+    return None if _fits(torch.linalg.vector_norm(gradient, math.inf)) else _fault(gradient)
 
 
 def _fits(largest: Tensor) -> bool:
     return math.isfinite(largest.float().square().item())
+
+
+def _fault(gradient: Tensor) -> str:
+    if not _is_finite(gradient):
+        return f"holds {_kind(gradient)}"
+    return f"holds {gradient.abs().max().item():.2g}, too large to square"
 
 
 def _first_layer(model: nn.Module, images: Tensor) -> str | None:

@@ -19,6 +19,7 @@ device.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -31,7 +32,8 @@ from tinytl.checkpoint import Boundary, Progress, Resume, load_optimizer
 from tinytl.errors import InputError, NotFiniteError, RunError
 from tinytl.spec import FitOptions
 
-from .evaluation import BatchSource, Evaluation, closing, evaluate, module_modes, restore_modes
+from .batches import BatchSource, closing, images_of
+from .evaluation import Evaluation, evaluate, module_modes, restore_modes
 from .finite import origin
 from .infos import EpochInfo, FitResult, StepInfo, peak_bytes
 from .optimizer import learning_rate, make_optimizer, seed_generators
@@ -55,8 +57,10 @@ def fit(
     wrote down is there before a checkpoint says that it is done. A hook may save there and raise, and nothing
     is lost. The caller's random generators are left as they were.
 
-    Raises InputError when nothing trains or a loader is empty; NotFiniteError when a loss or a gradient is NaN or
-    infinite (the model is left as before that step); RunError when ``resume`` does not fit.
+    Raises InputError when nothing trains, a loader is empty, or ``options.update`` is 'backward' and a batch would run
+    in several micro-batches; NotFiniteError when a loss or a gradient is NaN or infinite (the model is left as before
+    that step; with update 'backward' and a bad gradient it may not be, and the last boundary cannot be saved any more:
+    see `train_step`); RunError when ``resume`` does not fit.
     """
     names, parameters = _trainable(model)
     optimizer = make_optimizer(parameters, options)
@@ -71,7 +75,20 @@ def fit(
     device = parameters[0].device
     modes = module_modes(model)
     infos: list[EpochInfo] = []
+    boundary: Boundary | None = None
     begun = time.perf_counter()
+
+    def reached(epoch_end: bool) -> None:
+        """Offer where the run stands."""
+        nonlocal boundary
+        if on_boundary is not None:
+            boundary = Boundary(at, epoch_end, optimizer, names)
+            on_boundary(boundary)
+
+    def leave() -> None:
+        """The last boundary's state is about to change."""
+        if boundary is not None:
+            boundary.past = True
 
     def train_epoch() -> tuple[int, float, float]:
         """Take the steps that are left of this epoch; return images, seconds and seconds waited."""
@@ -83,7 +100,7 @@ def fit(
                 start = time.perf_counter()
                 lr = learning_rate(at.step, batches, options)
                 seed_generators(options.seed, at.step, device)
-                loss, correct = train_step(model, optimizer, batch, lr, options, _describe(at, batches))
+                loss, correct = train_step(model, optimizer, batch, lr, options, _describe(at, batches), leave)
                 images = len(batch.labels)
                 at = replace(
                     at,
@@ -115,8 +132,7 @@ def fit(
                 )
                 if on_step is not None:
                     on_step(info)
-                if on_boundary is not None:
-                    on_boundary(Boundary(at, False, optimizer, names))
+                reached(epoch_end=False)
                 asked = time.perf_counter()
         if at.batch != batches:
             raise RunError(f"epoch {at.epoch + 1} ended after {at.batch} batches, expected {batches}")
@@ -151,8 +167,7 @@ def fit(
             at = Progress(epoch=epoch, step=at.step, best_top1=best[0], best_epoch=best[1])
             if on_epoch is not None:
                 on_epoch(info)
-            if on_boundary is not None:
-                on_boundary(Boundary(at, True, optimizer, names))
+            reached(epoch_end=True)
     restore_modes(modes)
     return FitResult(
         epochs=tuple(infos),
@@ -172,7 +187,8 @@ def _validate(model: nn.Module, loader: BatchSource, micro_batch: int | None, ep
     model.eval()
     try:
         with closing(loader.epoch(0)) as source:
-            fault = origin(model, (images for batch in source for images in batch.images.split(micro_batch or 1)))
+            images = (images_of(batch, micro_batch or 1) for batch in source)
+            fault = origin(model, itertools.chain.from_iterable(images))
     finally:
         restore_modes(modes)
     raise NotFiniteError(f"the validation loss is {validation.loss} after epoch {epoch}: {fault}; {MEND}")

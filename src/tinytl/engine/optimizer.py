@@ -6,9 +6,11 @@ import hashlib
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinytl.spec import FitOptions
+
+from .eight_bit import Adam8bit, SGD8bit
 
 
 def learning_rate(step: int, batches: int, options: FitOptions) -> float:
@@ -21,10 +23,18 @@ def learning_rate(step: int, batches: int, options: FitOptions) -> float:
 
 
 def make_optimizer(parameters: list[nn.Parameter], options: FitOptions) -> torch.optim.Optimizer:
-    """Return the optimizer; one fused pass where torch has one (float32 and float64 on CPU and CUDA)."""
+    """Return the optimizer, its state at ``options.optimizer_bits`` bits a value.
+
+    At 32 bits one fused pass where torch has one (float32 and float64 on CPU and CUDA); at 8 those of
+    `tinytl.engine.eight_bit`, which are approximate.
+    """
+    lr, decay = options.lr, options.weight_decay
+    if options.optimizer_bits == 8:
+        if options.optimizer == "adam":
+            return Adam8bit(parameters, lr=lr, weight_decay=decay)
+        return SGD8bit(parameters, lr=lr, momentum=options.momentum, weight_decay=decay)
     dtypes, devices = (torch.float32, torch.float64), ("cpu", "cuda")
     fused = all(p.dtype in dtypes and p.device.type in devices for p in parameters)
-    lr, decay = options.lr, options.weight_decay
     if options.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(parameters, lr=lr, momentum=options.momentum, weight_decay=decay, fused=fused)
@@ -39,7 +49,7 @@ def seed_generators(seed: int, step: int, device: torch.device) -> None:
             torch.cuda.manual_seed(value)
 
 
-def match_strides(parameter: nn.Parameter) -> None:
+def match_strides(parameter: Tensor) -> None:
     """Give a parameter's gradient the parameter's own strides.
 
     The fused CPU optimizers of torch 2.13 walk raw memory: a gradient or slot of other strides than its parameter

@@ -11,7 +11,7 @@ from tinytl.nn.lean import LeanForward
 from tinytl.ops._eager import eager
 from tinytl.ops.chain import Stage
 
-from .program import Attr, Program, Ref, replace_leaves, value_of
+from .program import Attr, Program, Ref, Segment, leaves, replace_leaves, value_of
 from .program import Size as SizeOf
 from .runner import Body, Runner, extended, stages_of_step
 
@@ -49,6 +49,15 @@ class TracedForward(LeanForward):
                 return None
             found = extended(found, stages)
         return found
+
+    def own_tensors(self) -> list[Tensor]:
+        """The tensors at the paths that the steps name."""
+        steps = [step for plan in (self.training, self.evaluation) for step in plan.program.steps]
+        inner = [within for step in steps if isinstance(step, Segment) for within in step.steps]
+        read = leaves([(step.args, step.kwargs) for step in (*steps, *inner)])
+        names = {leaf for leaf in read if isinstance(leaf, Attr)}
+        found = map(_Finder(self.module, {}), names)
+        return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
     def _enter(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Any]:
         program = plan.program

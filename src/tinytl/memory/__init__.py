@@ -5,6 +5,8 @@ from tinytl.nn.kept import Kept, KeptEntry, kept
 from .capture import StepDescription, capture_step
 from .counted import Counted, count
 from .measured import Measured, Timeline, adam, measure_step, measure_training_step, resident_tensors, training_step
+from .plan import StepPlan
+from .planner import Planned, plan_step
 from .profile import Figures, Profile, profile_step
 from .rss import rss_delta
 from .step import StepSpec
@@ -16,8 +18,10 @@ __all__ = [
     "Kept",
     "KeptEntry",
     "Measured",
+    "Planned",
     "Profile",
     "StepDescription",
+    "StepPlan",
     "StepSpec",
     "Timeline",
     "adam",
@@ -27,6 +31,7 @@ __all__ = [
     "kept",
     "measure_step",
     "measure_training_step",
+    "plan_step",
     "profile_step",
     "resident_tensors",
     "rss_delta",

@@ -20,6 +20,11 @@ TinyTL-L needs that: by what each mask needs for itself, that count would be 36.
 FT-Full's published counts are those of a network with lite residual modules of which the norms, or
 everything, train as well.
 
+One figure of the authors' profiler is not this rule's. It charges a module that is called again what its call before
+cost, and a block's input until the block's end. ResNet-50's blocks call one ReLU three times, the last time behind the
+sum: FT-Full there gives 805.3 MB, by the rule 804.4 (`tests/test_memory_counted.py` repeats that walk). Here every call
+is charged for itself, and a shortcut's input while the layers run that it goes around.
+
 A trainable parameter weighs 4 bytes, a frozen one 1 (the paper keeps those at 8 bits). The count describes a
 system that no framework is: gradients, optimizer state, backward's temporaries, group norm's true needs and
 padding are not in it. It is here because the published figures are counts; :mod:`tinytl.memory.measured` says

@@ -32,9 +32,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+from tinytl.engine.eight_bit import BlockWise
+from tinytl.engine.step import run_step
+
+from .step import pieces_of
 
 # What the profiler's C++ writes to the process's stderr; nothing in it asks the user for anything.
 _CHATTER = re.compile(rb"Memory block of unknown size was allocated before the profiling|^USDT:|ActivityProfiler")
@@ -76,26 +80,25 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     micro_batch: int | None = None,
     label_smoothing: float = 0.0,
+    update: str = "end",
 ) -> Callable[[], None]:
-    """Return a function that takes one step on ``images`` (N, C, H, W) and ``labels`` (N,).
+    """Return a function that takes one step on ``images`` (N, C, H, W) and ``labels`` (N,), as the engine does.
 
     The batch runs as pieces of ``micro_batch`` images (default: all N at once); each piece's mean loss is
-    weighted by its share of N, so that the summed gradient is the whole batch's. The model's mode is left as
-    it is.
+    weighted by its share of N, so that the summed gradient is the whole batch's. Images held as bytes (uint8) become
+    the network's input a piece at a time. ``update``: 'end' or 'backward' (`tinytl.engine.run_step`). The model's mode
+    is left as it is.
 
     Raises ValueError when ``micro_batch`` is below 1.
     """
     size = len(images) if micro_batch is None else micro_batch
     if size < 1:
         raise ValueError(f"micro_batch is {size}, expected at least 1")
+    dtype = next((p.dtype for p in model.parameters() if p.requires_grad), torch.float32)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        for x, target in zip(images.split(size), labels.split(size), strict=True):
-            # One expression, so that no name keeps the logits or the loss alive into the next piece.
-            share = len(x) / len(images)
-            (share * F.cross_entropy(model(x), target, label_smoothing=label_smoothing)).backward()
-        optimizer.step()
+        pieces = pieces_of(images, labels, size, dtype)
+        run_step(model, optimizer, pieces, len(labels), label_smoothing=label_smoothing, update=update)
 
     return step
 
@@ -109,12 +112,17 @@ def adam(trained: nn.Module | Iterable[nn.Parameter], lr: float = 1e-3) -> torch
 
 
 def resident_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None, *others: Tensor) -> list[Tensor]:
-    """Return what is alive between steps: parameters, buffers, the optimizer's state now, and ``others``."""
+    """Return what is alive between steps: parameters, buffers, the optimizer's state now, and ``others``.
+
+    With an 8-bit state, the tables of its code are in it.
+    """
     state = optimizer.state.values() if optimizer is not None else ()
+    tables = optimizer.tables() if isinstance(optimizer, BlockWise) else ()
     return [
         *model.parameters(),
         *model.buffers(),
         *(value for entry in state for value in entry.values() if isinstance(value, Tensor)),
+        *tables,
         *others,
     ]
 

@@ -9,6 +9,7 @@ turns, so that a machine that slows down slows down for all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,16 +19,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinytl._options import number_of_bytes
 from tinytl._threads import threads
 from tinytl.methods import Adaptation
+from tinytl.nn.execution import set_execution_
 from tinytl.nn.kept import Kept, kept
 from tinytl.ops._native import KERNELS
 
-from .capture import StepDescription, capture_step
 from .counted import Counted, count
-from .measured import Measured, adam, measure_step, resident_tensors, training_step
+from .measured import Measured, measure_step, resident_tensors, training_step
+from .plan import StepPlan
+from .planner import Planned, plan_step
 from .rss import rss_delta
-from .step import StepSpec, build_batch, build_network
+from .step import StepSpec, build_batch, build_network, build_optimizer
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -81,22 +85,24 @@ class Profile:
         spec: the step.
         counted: by the paper's rule, for one micro-batch.
         kept: by the operations' rules, for one micro-batch.
-        planned: the whole step, described without running it.
+        planned: how the step is taken, and the whole of it, described without running it.
         adaptation: what adapt_ did.
         lean, stock: measured; stock only where it was asked for.
         compiled: whether the compiled passes were there.
         threads: that computed.
+        planning_seconds: that the plan took.
     """
 
     spec: StepSpec
     counted: Counted
     kept: Kept
-    planned: StepDescription
+    planned: Planned
     adaptation: Adaptation
     lean: Figures
     stock: Figures | None
     compiled: bool
     threads: int
+    planning_seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """As `tinytl profile --json` prints it; all bytes and seconds."""
@@ -113,9 +119,12 @@ class Profile:
             "frozen_elements": self.adaptation.frozen_elements,
             "planned": {
                 "peak_bytes": self.planned.peak_bytes,
-                "step_peak_bytes": self.planned.step_peak_bytes,
-                "resident_bytes": self.planned.resident_bytes,
-                "at_peak": self.planned.at_peak(),
+                "step_peak_bytes": self.planned.step.step_peak_bytes,
+                "resident_bytes": self.planned.step.resident_bytes,
+                "at_peak": self.planned.step.at_peak(),
+                "budget_bytes": self.planned.budget_bytes,
+                "plan": self.planned.plan.to_json(),
+                "seconds_to_plan": self.planning_seconds,
             },
             "measured": self.lean.to_json(),
         }
@@ -142,11 +151,15 @@ def profile_step(spec: StepSpec, *, compare_stock: bool = False, repeats: int = 
 
 
 def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Profile:
-    size = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-    counted = count(build_network(replace(spec, lean=False))[0], spec.shape(size))
     model, adaptation = build_network(replace(spec, lean=True))
+    begun = time.perf_counter()
+    planned = plan_network(spec, model, adaptation)
+    planning_seconds = time.perf_counter() - begun
+    size = planned.plan.micro_batch
+    counted = count(build_network(replace(spec, lean=False))[0], spec.shape(size))
+    set_execution_(model, planned.plan.policies)
     ledger = kept(model, spec.shape(size))
-    planned = capture_step(model, spec.shape(spec.batch_size), micro_batch=spec.micro_batch, optimizer=adam)
+    spec = replace(spec, micro_batch=size, update=planned.plan.update)
     lean = [_make_candidate("channels-last", model, replace(spec, lean=True), torch.channels_last)]
     stock: list[Candidate] = []
     if compare_stock:
@@ -158,10 +171,29 @@ def _profile(spec: StepSpec, compare_stock: bool, repeats: int, rss: bool) -> Pr
         kept=ledger,
         planned=planned,
         adaptation=adaptation,
-        lean=_figures(lean, seconds[:1], _rss(replace(spec, lean=True), rss)),
-        stock=_figures(stock, seconds[1:], _rss(replace(spec, lean=False), rss)) if stock else None,
+        lean=_figures(lean, seconds[:1], _rss(replace(spec, lean=True), planned.plan, rss)),
+        stock=_figures(stock, seconds[1:], _rss(replace(spec, lean=False), None, rss)) if stock else None,
         compiled=KERNELS is not None,
         threads=torch.get_num_threads(),
+        planning_seconds=planning_seconds,
+    )
+
+
+def plan_network(spec: StepSpec, model: nn.Module, adaptation: Adaptation) -> Planned:
+    """How to take the step of `spec` with the lean network that was built for it: within its budget, if it has one.
+
+    Raises:
+        InputError: no plan fits the budget.
+    """
+    budget = None if spec.memory_budget is None else number_of_bytes("memory_budget", spec.memory_budget)
+    return plan_step(
+        model,
+        spec.shape(spec.batch_size),
+        blocks=adaptation.blocks,
+        budget_bytes=budget,
+        optimizer=functools.partial(build_optimizer, spec),
+        micro_batch=spec.micro_batch,
+        update=None if spec.update == "end" and budget is not None else spec.update,
     )
 
 
@@ -183,8 +215,8 @@ def _make_candidate(name: str, model: nn.Module, spec: StepSpec, memory_format: 
     if not spec.lean:
         model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     images, labels = build_batch(spec, memory_format)
-    optimizer = adam(model)
-    step = training_step(model, images, labels, optimizer, spec.micro_batch)
+    optimizer = build_optimizer(spec, model.parameters())
+    step = training_step(model, images, labels, optimizer, spec.micro_batch, update=spec.update)
     step()  # so that the optimizer's state is there
     return Candidate(name, step, measure_step(step, resident_tensors(model, optimizer, images, labels)))
 
@@ -211,6 +243,6 @@ def _figures(candidates: list[Candidate], seconds: list[list[float]], rss_bytes:
     return Figures(lowest.measured, medians[fastest], spread, candidates[fastest].name, rss_bytes)
 
 
-def _rss(spec: StepSpec, wanted: bool) -> int | None:
-    found = rss_delta(spec) if wanted else None
+def _rss(spec: StepSpec, plan: StepPlan | None, wanted: bool) -> int | None:
+    found = rss_delta(spec, plan) if wanted else None
     return None if found is None else int(found["rss_delta_bytes"])

@@ -31,13 +31,16 @@ from pathlib import Path
 
 from tinytl.errors import TinyTLError
 
+from .plan import StepPlan
 from .step import StepSpec
 
 _STDERR_LINES = 8
 
 
-def rss_delta(spec: StepSpec, *, timeout_seconds: float = 600.0) -> dict[str, int | bool] | None:
-    """Take the step of ``spec`` in a fresh process and return what it added to the resident set.
+def rss_delta(
+    spec: StepSpec, plan: StepPlan | None = None, *, timeout_seconds: float = 600.0
+) -> dict[str, int | bool] | None:
+    """Take the step of ``spec``, as ``plan`` says, in a fresh process; return what it added to the resident set.
 
     Keys, in bytes: ``rss_before_bytes``, ``rss_peak_bytes``, ``rss_delta_bytes`` (their difference), and
     ``peak_was_reset``. When the kernel did not let the worker reset its peak that is False,
@@ -56,6 +59,7 @@ def rss_delta(spec: StepSpec, *, timeout_seconds: float = 600.0) -> dict[str, in
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # Not -m: the package may have imported this module by then, and runpy warns of that.
     command = [sys.executable, "-c", "from tinytl.memory.rss import main; main()", json.dumps(asdict(spec))]
+    command += [] if plan is None else [json.dumps(plan.to_json())]
     try:
         done = subprocess.run(
             command,
@@ -74,8 +78,9 @@ def rss_delta(spec: StepSpec, *, timeout_seconds: float = 600.0) -> dict[str, in
 
 
 def main() -> None:
-    """Be the worker: read a step as JSON from the command line, print the result as JSON."""
-    step = _build(StepSpec(**json.loads(sys.argv[1])))
+    """Be the worker: read a step, and a plan if there is one, as JSON from the command line; print JSON."""
+    plan = StepPlan.from_json(json.loads(sys.argv[2])) if len(sys.argv) > 2 else None
+    step = _build(StepSpec(**json.loads(sys.argv[1])), plan)
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # Not glibc: nothing to trim, nothing to say.
         ctypes.CDLL(None).malloc_trim(0)
@@ -92,18 +97,25 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _build(spec: StepSpec) -> Callable[[], None]:
+def _build(spec: StepSpec, plan: StepPlan | None) -> Callable[[], None]:
     # Here and not above: the parent may have imported none of it.
     import torch
 
-    from .measured import adam, training_step
-    from .step import build_batch, build_network
+    from tinytl.nn.execution import set_execution_
+
+    from .measured import training_step
+    from .step import build_batch, build_network, build_optimizer
 
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     model, _ = build_network(spec)
     images, labels = build_batch(spec, torch.contiguous_format)
-    return training_step(model, images, labels, adam(model), spec.micro_batch)
+    size, update = spec.micro_batch, spec.update
+    if plan is not None:
+        set_execution_(model, plan.policies)
+        size, update = plan.micro_batch, plan.update
+    optimizer = build_optimizer(spec, model.parameters())
+    return training_step(model, images, labels, optimizer, size, update=update)
 
 
 def _reset_peak() -> bool:

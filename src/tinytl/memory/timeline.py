@@ -1,17 +1,22 @@
-"""A picture of live bytes over one training step, several methods or engines in one frame."""
+"""Pictures of live bytes over one training step: several measured steps in one frame, or one planned step by role."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from tinytl._atomic import write_bytes
+from tinytl.memory.by_role import COLOURS, STACK, live_by_role, skyline
+from tinytl.memory.description import StepDescription
 from tinytl.memory.measured import Measured
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the markers repeat the difference in grey.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"
+_COLUMNS = 600  # of the planned step's picture, two pixels each
 
 
 def draw_timelines(steps: Mapping[str, Measured], path: str | Path, *, title: str = "") -> Path:
@@ -77,3 +82,74 @@ def draw_timelines(steps: Mapping[str, Measured], path: str | Path, *, title: st
     path = Path(path)
     figure.savefig(path, format="png")
     return path
+
+
+def draw_planned(step: StepDescription, path: str | Path, *, title: str = "") -> Path:
+    """Draw the live bytes of a described step over its operations into a PNG, stacked by role, the peak marked.
+
+    Vertical: MB (10^6 bytes). Of operations that would share a column of pixels, the one with most alive is drawn.
+
+    Returns ``path``. Raises ValueError when the step has no operations, RunError when the file cannot be written.
+    """
+    if not step.operations:
+        raise ValueError("no operations to draw: the step is empty")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 5.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shown = skyline(step, _COLUMNS)
+    live = {role: values / 1e6 for role, values in live_by_role(step).items() if values.any()}
+    count, peak = len(step.operations), int(step.live_bytes.argmax())
+    highest = step.peak_bytes / 1e6
+    edges = np.linspace(0, count, len(shown) + 1)
+    below = np.zeros(len(edges))
+    for role in STACK:
+        if role in live:
+            above = below + live[role][[*shown, shown[-1]]]
+            label = f"{role} {live[role][peak]:,.1f} MB"
+            axes.fill_between(edges, below, above, step="post", color=COLOURS[role], linewidth=0, label=label)
+            below = above
+    op, right = step.operations[peak], peak > 0.5 * count
+    axes.plot([peak + 0.5], [highest * 1.02], marker="v", color="black", markersize=6, clip_on=False, zorder=5)
+    axes.annotate(
+        f"peak {highest:,.1f} MB\n{op.layer or op.name} ({op.phase})",
+        (peak + 0.5, highest),
+        xytext=(-8 if right else 8, 4),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        fontsize=9,
+        fontweight="bold",
+    )
+    for name, begin, end in phases(step):
+        axes.axvline(begin, color="black", linewidth=0.6, alpha=0.35)
+        if end - begin > 0.05 * count:
+            axes.text((begin + end) / 2, -0.02, name, ha="center", va="top", transform=axes.get_xaxis_transform())
+    axes.set(xlim=(0, count), ylim=(0, highest * 1.22), xticks=[])
+    axes.set_xlabel(f"{count:,} operations of one training step, in order", labelpad=16)
+    axes.set_ylabel("live bytes, planned (MB)")
+    if title:
+        axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles, labels, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, title="at the peak"
+    )
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_bytes(Path(path), picture.getvalue())
+    return Path(path)
+
+
+def phases(step: StepDescription) -> list[tuple[str, int, int]]:
+    """The stretches of a step: (phase, its first operation, the one behind its last), in order."""
+    found: list[tuple[str, int, int]] = []
+    for number, op in enumerate(step.operations):
+        if found and found[-1][0] == op.phase:
+            found[-1] = (op.phase, found[-1][1], number + 1)
+        else:
+            found.append((op.phase, number, number + 1))
+    return found

@@ -3,8 +3,10 @@
 Only convolutions and fused optimizers do so in amounts that matter. On the CPU convolutions run in oneDNN, which lays a
 weight out in blocks of as many channels as a vector register holds (16 with AVX-512, 8 with AVX2) before it computes,
 adds a small scratch pad, and for the gradient of a weight holds the blocked result beside the plain one. A fused
-optimizer copies what is not contiguous, one tensor after the other. These rules were read off the allocator (torch
-2.13, images in channels-last order, float32); `tests/test_memory_planned.py` holds whole steps against it.
+optimizer copies what is not contiguous, one tensor after the other. Where that is much, the lean convolutions compute
+in matrix products and passes of their own (`tinytl.ops`), which allocate nothing inside. These rules were read off the
+allocator (torch 2.13, images in channels-last order, float32); `tests/test_memory_planned.py` holds whole steps
+against it.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinytl.engine.block_update import scratch_bytes  # registers the operators of 8-bit optimizers
+
 _SCRATCH = 8216  # bytes of oneDNN's scratch pad
 _SCRATCH_TRANSPOSED = 8344
-_DEPTHWISE_PARTS = 256  # partial sums of a depthwise weight's gradient, for kernels wider than oneDNN's own
+_DEPTHWISE_PARTS = 256  # partial sums of a depthwise weight's gradient, for kernels wider than oneDNN's own (stock's)
 
 
 def workspace_bytes(func: Any, args: Sequence[Any]) -> int:
@@ -76,4 +80,6 @@ _RULES = {
     torch.ops.aten.convolution_backward.default: _convolution_backward,
     torch.ops.aten._fused_adam_.default: _fused_optimizer,
     torch.ops.aten._fused_sgd_.default: _fused_optimizer,
+    torch.ops.tinytl.adam_8bit_.default: lambda args: scratch_bytes(len(args[0]), 2),
+    torch.ops.tinytl.sgd_8bit_.default: lambda args: scratch_bytes(len(args[0]), 1),
 }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tinytl.errors import UnsupportedLayerError
 from tinytl.ops.chain import Stage, chain_keeps, observe_chains
 from tinytl.ops.region import observe_regions
+from tinytl.ops.strips import strips_now
 
 from .lean import ImageDropout, LeanForward, LeanModule, LeanSequential, LeanShortcutBlock
 
@@ -57,7 +58,7 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
         UnsupportedLayerError: a layer that is not lean, through which a gradient flows, and whose rule is unknown.
     """
     ghost = meta_copy(model).train()
-    names = {id(tensor): name for name, tensor in ghost.named_parameters()}
+    names = {id(tensor): name for name, tensor in (*ghost.named_parameters(), *ghost.named_buffers())}
     dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     entries: list[KeptEntry] = []
     seen: dict[int, Tensor] = {}  # by storage; holding the tensor keeps its address from coming up twice
@@ -75,13 +76,18 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
             if held:
                 entries.append(KeptEntry(name, what, held))
 
-    def on_chain(x: Tensor, stages: list[Stage]) -> None:
+    def on_chain(x: Tensor, stages: list[Stage], recompute: bool | None) -> None:
         if not torch.is_grad_enabled():
             return  # inside a region, which keeps its own input
-        for rule in chain_keeps(tuple(x.shape), x.dtype, stages, x_needs=x.requires_grad):
+        rules = chain_keeps(
+            tuple(x.shape), x.dtype, stages, x_needs=x.requires_grad, recompute=recompute, strips=strips_now()
+        )
+        for rule in rules:
             if rule.is_chain_input and not first_seen(x):
                 continue
-            entries.append(KeptEntry(_layer(stages, rule.stage, names) or block, rule.what, rule.bytes))
+            # of an input, the whole storage, as it stays: it may be some of the images, or of a batch, alone
+            held = x.untyped_storage().nbytes() if rule.is_chain_input else rule.bytes
+            entries.append(KeptEntry(_layer(stages, rule.stage, names) or block, rule.what, held))
 
     def enter(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -115,7 +121,10 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
     outside = saved.total_bytes - sum(entry.bytes for entry in entries)
     if outside > 0:
         entries.append(KeptEntry("(functions of PyTorch's own)", "saved tensors", outside))
-    return Kept(tuple(entries))
+    total: dict[tuple[str, str], int] = {}  # one line a layer, however many parts it runs in
+    for entry in entries:
+        total[entry.layer, entry.what] = total.get((entry.layer, entry.what), 0) + entry.bytes
+    return Kept(tuple(KeptEntry(layer, what, held) for (layer, what), held in total.items()))
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ chain runs again in backward, and if so from where to where. It is made once and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._layout import dense
 from ._op import NOTHING, Needs, Op, Shape, Tensors
 
 REMEMBERED = 1024  # lines, and plans of one line, that are remembered rather than made again
@@ -97,6 +99,30 @@ class Line:
         behind = len(self.ops) - 1 - plan.last
         return [()] * plan.start + kept + [()] * behind
 
+    def walk_back(
+        self, grad: Tensor, flat: Tensors, kept: list[tuple[Tensor, ...]], plan: Plan, owned: bool = False
+    ) -> list[Tensor | None]:
+        """Gradients of x and of every tensor of the flat list, last operation first; `kept` is used up.
+
+        `owned`: nobody else holds `grad`, so that the last operation may overwrite it.
+        """
+        parts = self.split(flat)
+        grads: list[tuple[Tensor | None, ...]] = [(None,) * len(part) for part in parts]
+        own = dense(grad)
+        owned = owned or own is not grad
+        travelling: Tensor | None = own
+        del own, grad
+        for i in reversed(range(len(self.ops))):
+            if not plan.needs[i].any:
+                break  # nothing at or before this operation trains
+            assert travelling is not None
+            mine = kept.pop()
+            before = travelling
+            travelling, grads[i] = self.ops[i].backward(before, plan.shapes[i], parts[i], mine, plan.needs[i], owned)
+            owned = owned or travelling is not before
+            del mine, before
+        return [travelling if plan.needs[0].x else None, *(g for group in grads for g in group)]
+
 
 def _start(shapes: Sequence[Shape]) -> int:
     """Where to start again, given the inputs' shapes up to the first operation that keeps anything.
@@ -113,3 +139,11 @@ def _start(shapes: Sequence[Shape]) -> int:
 def line(ops: tuple[Op, ...], recompute: bool | None) -> Line:
     """The line of these operations; `recompute` as for `chain`."""
     return Line(ops, recompute)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Operations inside a chain choose their types themselves: by the type of the chain's input."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-_ABI = 2
+from ._ghost import Ghost
+
+_ABI = 4
 
 
 def _load() -> ctypes.CDLL | None:
@@ -39,10 +40,20 @@ def _load() -> ctypes.CDLL | None:
                 pointer,
             ]
             masked_grad.restype = None
-            for name in ("max_pool", "max_pool_grad"):
+            for name in ("max_pool", "max_pool_grad", "depthwise_weight_grad"):
                 run = getattr(library, f"tinytl_{name}_{suffix}")
                 run.argtypes = [pointer] * 4
                 run.restype = None
+            for name in ("gather_windows", "scatter_windows"):
+                run = getattr(library, f"tinytl_{name}_{suffix}")
+                run.argtypes = [pointer] * 3 + [integer] * 2
+                run.restype = None
+            group_norm = getattr(library, f"tinytl_group_norm_{suffix}")
+            group_norm.argtypes = [*[pointer] * 6, *[integer] * 4, real, pointer, integer]
+            group_norm.restype = None
+            group_norm_grad = getattr(library, f"tinytl_group_norm_grad_{suffix}")
+            group_norm_grad.argtypes = [*[pointer] * 8, *[integer] * 4, pointer, integer]
+            group_norm_grad.restype = None
         return library
     return None
 
@@ -56,9 +67,9 @@ SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 def run(kernels: Any, name: str, like: Tensor, *arguments: Any) -> None:
     """Call the pass `name` for tensors of the type of `like`; tensors among the arguments are given by address.
 
-    On fake tensors, by which a step is described without running it, there is nothing to compute.
+    On ghosts, by which a step is described without running it, there is nothing to compute.
     """
-    if not isinstance(like, FakeTensor):
+    if not isinstance(like, Ghost):
         call = getattr(kernels, f"tinytl_{name}_{SUFFIX[like.dtype]}")
         call(*(a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments))
 

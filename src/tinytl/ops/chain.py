@@ -27,12 +27,13 @@ from torch.autograd.function import once_differentiable
 
 from ._eager import eager
 from ._layout import dense
-from ._line import REMEMBERED, Line, Plan
+from ._line import REMEMBERED, Line, Plan, full_precision
 from ._line import line as line_of
 from ._op import Op, Shape, Tensors
 from .activation import Activation
 from .conv import Conv2d
 from .max_pool import MaxPool2d
+from .strips import run_strips, strips_now, strips_of
 
 Stage = tuple[Op, Tensors]
 
@@ -41,7 +42,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, line: Line, owned: bool, x: Tensor, *flat: Tensor | None) -> Tensor:  # type: ignore[override]
         plan = line.plan(tuple(x.shape), x.dtype, ctx.needs_input_grad[2], ctx.needs_input_grad[3:])
-        with _full_precision(x.device):
+        with full_precision(x.device):
             if plan.recompute:
                 held = line.run(x, flat, plan.without_keeping, owned, 0, plan.start)[0]
                 y = line.run(held, flat, plan.without_keeping, False, plan.start)[0]
@@ -61,7 +62,7 @@ class _Chain(torch.autograd.Function):
         plan: Plan = ctx.plan
         saved = ctx.saved_tensors
         flat = saved[sum(ctx.counts) :]
-        with _full_precision(grad.device):
+        with full_precision(grad.device):
             if plan.recompute:
                 kept = line.run_again(saved[0], flat, plan)
             else:
@@ -70,29 +71,7 @@ class _Chain(torch.autograd.Function):
                     kept.append(saved[at : at + count])
                     at += count
             del saved
-            return (None, None, *_walk_back(line, grad, flat, kept, plan))
-
-
-def _walk_back(
-    line: Line, grad: Tensor, flat: Tensors, kept: list[tuple[Tensor, ...]], plan: Plan
-) -> list[Tensor | None]:
-    """Gradients of x and of every tensor of the flat list, last operation first."""
-    parts = line.split(flat)
-    grads: list[tuple[Tensor | None, ...]] = [(None,) * len(part) for part in parts]
-    own = dense(grad)
-    owned = own is not grad
-    travelling: Tensor | None = own
-    del own, grad
-    for i in reversed(range(len(line.ops))):
-        if not plan.needs[i].any:
-            break  # nothing at or before this operation trains
-        assert travelling is not None
-        mine = kept.pop()
-        before = travelling
-        travelling, grads[i] = line.ops[i].backward(before, plan.shapes[i], parts[i], mine, plan.needs[i], owned)
-        owned = owned or travelling is not before
-        del mine, before
-    return [travelling if plan.needs[0].x else None, *(g for group in grads for g in group)]
+            return (None, None, *line.walk_back(grad, flat, kept, plan))
 
 
 @eager
@@ -104,6 +83,8 @@ def chain(x: Tensor, stages: Sequence[Stage], *, recompute: bool | None = None, 
         stages: in order. A convolution with an activation right behind it is run as one.
         recompute: keep only `x` and run again in backward; by default where an operation asks for it.
         owned: nobody else holds `x`, nor did autograd save it: the first operation may overwrite it.
+
+    Inside `tinytl.ops.strips.in_strips` it is run one strip of rows after the other, where its operations allow that.
 
     Raises:
         RuntimeError: in backward, for a gradient of a gradient, which is not defined here.
@@ -122,26 +103,21 @@ def _run(x: Tensor, stages: list[Stage], recompute: bool | None, owned: bool) ->
     given = x
     x = dense(x)
     owned = owned or x is not given
-    observer = _observer.get()
-    if observer is not None:
-        observer(x, stages)
     if recompute is None and _keeping.get():
         recompute = False
+    observer = _observer.get()
+    if observer is not None:
+        observer(x, stages, recompute)
     line = line_of(tuple(op for op, _ in stages), recompute)
     flat = [tensor for _, tensors in stages for tensor in tensors]
+    strips = strips_of(line.ops, tuple(x.shape), strips_now())
+    if strips is not None:
+        return run_strips(line, strips, x, flat)
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in flat)):
         return _Chain.apply(line, owned, x, *flat)
     plan = line.plan(tuple(x.shape), x.dtype, False, (False,) * len(flat))
-    with _full_precision(x.device):
+    with full_precision(x.device):
         return line.run(x, flat, plan.needs, owned)[0]
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Operations inside a chain choose their types themselves: by the type of the chain's input."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
 
 
 def fuse(stages: Sequence[Stage]) -> list[Stage]:
@@ -193,6 +169,7 @@ def chain_keeps(
     *,
     x_needs: bool,
     recompute: bool | None = None,
+    strips: int = 1,
 ) -> list[ChainKeeps]:
     """The rule of a whole chain of fused `stages` without running it: all that it keeps for backward.
 
@@ -202,21 +179,40 @@ def chain_keeps(
         stages: as for `chain`.
         x_needs: whether the input needs a gradient.
         recompute: as for `chain`.
+        strips: into how many strips of rows it is cut, where its operations allow that.
     """
     line = line_of(tuple(op for op, _ in stages), recompute)
     flags = tuple(tensor is not None and tensor.requires_grad for _, tensors in stages for tensor in tensors)
     plan = line.plan(x_shape, dtype, x_needs, flags)
-    sizes = [math.prod(shape) * dtype.itemsize for shape in plan.shapes]
+    cut = strips_of(line.ops, x_shape, strips)
     if plan.recompute:
-        return [ChainKeeps(plan.start, "input", sizes[plan.start], plan.start == 0)]
+        start = plan.start if cut is None else 0
+        return [ChainKeeps(start, "input", _bytes(plan.shapes[start], dtype), start == 0)]
+    rules = _rules(line, plan, dtype)
+    if cut is None:
+        return rules
+    found = [rule for rule in rules if rule.is_chain_input]  # once, as it is
+    for strip in cut:
+        part = strip.line(line.recompute)
+        mine = part.plan(strip.shape(x_shape), dtype, x_needs, flags)
+        found += [rule for rule in _rules(part, mine, dtype) if not rule.is_chain_input]
+    return found
+
+
+def _rules(line: Line, plan: Plan, dtype: torch.dtype) -> list[ChainKeeps]:
+    """What each operation keeps, for a chain that does not run again."""
     found = []
     for i, (op, shape, need) in enumerate(zip(line.ops, plan.shapes, plan.needs, strict=True)):
         rule = op.keeps(shape, dtype, need)
         if rule.input:
-            found.append(ChainKeeps(i, "input", sizes[i], i == 0))
+            found.append(ChainKeeps(i, "input", _bytes(shape, dtype), i == 0))
         if rule.extra_bytes:
             found.append(ChainKeeps(i, rule.extra, rule.extra_bytes, False))
     return found
+
+
+def _bytes(shape: Shape, dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 _keeping: ContextVar[bool] = ContextVar("keeping", default=False)
@@ -232,13 +228,16 @@ def without_recompute() -> Iterator[None]:
         _keeping.reset(token)
 
 
-Observer = Callable[[Tensor, list[Stage]], None]
+Observer = Callable[[Tensor, list[Stage], "bool | None"], None]
 _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 
 @contextlib.contextmanager
 def observe_chains(observer: Observer) -> Iterator[None]:
-    """Call `observer(x, fused stages)` for every chain that starts while the context lasts, in this thread."""
+    """Call `observer(x, fused stages, recompute)` for every chain that starts while the context lasts, in this thread.
+
+    `recompute` as for `chain`.
+    """
     token = _observer.set(observer)
     try:
         yield

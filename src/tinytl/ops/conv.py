@@ -12,7 +12,8 @@ the activation (NeurIPS 2020 paper, equations 1 and 2).
 
 Speed, on the CPU and channels-last: the input gradient of a 1x1 convolution is a matrix product, that of any other
 a transposed convolution. PyTorch's own convolution_backward would first fill a whole tensor in the shape of the
-input, although it needs only the shape.
+input, of which it needs only the shape. Where a weight is larger than what it is applied to, all three go through
+`_windows`, and the gradient of a wide depthwise weight through `_depthwise`: neither lays the weight out again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._depthwise import WIDER_THAN, depthwise_weight_gradient
 from ._layout import dense, from_rows, rows
 from ._masks import mask_bytes, masked_grad
 from ._op import Gradients, Keeps, Needs, Op, Shape, Tensors
+from ._pointwise import in_pieces
+from ._pointwise import input_gradient as packed_input_gradient
+from ._pointwise import product as packed_product
 from ._weights import WeightRecipe
+from ._windows import Windows, convolve, gathering_pays, input_gradient, weight_gradient
 from .activation import Activation
+from .packing import Packing
 
 Pair = tuple[int, int]
 
@@ -85,6 +92,13 @@ def _plan(x_shape: Shape, op: Conv2d) -> _Plan:
     return _Plan((symmetric[0], symmetric[1]), (*grow[1], *grow[0]), (*pad[1], *pad[0]))
 
 
+@functools.lru_cache(maxsize=1024)
+def _windows(x_shape: Shape, op: Conv2d) -> Windows:
+    top, left = (op.padding.along(a, x_shape[2 + a], op.kernel[a], op.stride[a], op.dilation[a])[0] for a in (0, 1))
+    height, width = op.out_shape(x_shape)[2:]
+    return Windows(x_shape, (height, width), op.kernel, op.stride, op.dilation, (top, left))
+
+
 @dataclass(frozen=True)
 class Conv2d(Op):
     """Convolution, then `activation` if there is one. Tensors: those of `recipe` (weight, bias, ...)."""
@@ -105,23 +119,69 @@ class Conv2d(Op):
 
     def forward(self, x: Tensor, tensors: Tensors, needs: Needs, owned: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x (N, C_in, H, W) -> y (N, C_out, H', W'); keeps x where the weight moves, and the activation's mask."""
-        weight, bias = self.recipe.make(tensors)
-        plan = _plan(tuple(x.shape), self)
-        y = F.conv2d(
-            F.pad(x, plan.pad) if any(plan.pad) else x,
-            _grown(weight.to(x.dtype), plan),
-            None if bias is None else bias.to(x.dtype),
-            self.stride,
-            plan.symmetric,
-            self.dilation,
-            self.groups,
-        )
-        y = dense(y)
+        y = self._convolve(x, tensors)
         kept = (x,) if self.recipe.moves_weight(needs.tensors) else ()
         if self.activation is not None:
             _, mask = self.activation.forward(y, (), Needs(needs.any), owned=True)
             kept += mask
         return y, kept
+
+    def _convolve(self, x: Tensor, tensors: Tensors) -> Tensor:
+        """Convolution and bias; a new tensor."""
+        plan = _plan(tuple(x.shape), self)
+        packed = self._in_pieces(x.dtype, tensors, plan)
+        if packed is not None:
+            y = packed_product(x, *packed)
+            return y if tensors[1] is None else y.add_(tensors[1].view(-1, 1, 1))
+        windows = self._gathered(tuple(x.shape), plan, x.device)
+        scale = None
+        if self.recipe.norm_eps is not None and self._scales_output(x):
+            weight, bias, scale = self.recipe.make_unscaled(tensors)
+        else:
+            weight, bias = self.recipe.make(tensors)
+        weight = weight.to(x.dtype)
+        if windows is not None:
+            y = convolve(x, weight, windows, self.groups)
+        else:
+            weight = _grown(weight, plan)
+            y = F.conv2d(
+                F.pad(x, plan.pad) if any(plan.pad) else x,
+                weight,
+                None if bias is None or scale is not None else bias.to(x.dtype),
+                self.stride,
+                plan.symmetric,
+                self.dilation,
+                self.groups,
+            )
+        del weight  # one that was made takes memory for this operator alone
+        y = dense(y)
+        if scale is not None:
+            y.mul_(scale.to(x.dtype).view(-1, 1, 1))
+        if bias is not None and (scale is not None or windows is not None):
+            y.add_(bias.to(x.dtype).view(-1, 1, 1))
+        return y
+
+    def _in_pieces(self, dtype: torch.dtype, tensors: Tensors, plan: _Plan) -> tuple[Tensor, Tensor, Packing] | None:
+        """Codes, table and packing of a weight that is expanded some filters at a time; None where it is not."""
+        recipe = self.recipe
+        if recipe.packing is None or recipe.norm_eps is not None or not self._is_pointwise(plan):
+            return None
+        codes, table = tensors[0], tensors[2]
+        assert codes is not None
+        assert table is not None
+        return (codes, table, recipe.packing) if table.dtype == dtype and in_pieces(codes, table) else None
+
+    def _scales_output(self, x: Tensor) -> bool:
+        """(s w) x = s (w x): scale what is smaller; in half precision the weight, as w x alone may overflow."""
+        weight = self.out_channels * (x.shape[1] // self.groups) * math.prod(self.kernel)
+        return x.dtype.itemsize >= 4 and math.prod(self.out_shape(tuple(x.shape))) < weight
+
+    def _gathered(self, x_shape: Shape, plan: _Plan, device: torch.device) -> Windows | None:
+        """The windows, if this convolution of them is a matrix product (see `_windows`)."""
+        if device.type != "cpu" or self._is_pointwise(plan):
+            return None
+        windows = _windows(x_shape, self)
+        return windows if gathering_pays(windows, self.out_channels, self.groups) else None
 
     def recall(self, x: Tensor, tensors: Tensors, needs: Needs) -> tuple[Tensor, ...]:
         """As forward; without an activation there is nothing to compute."""
@@ -148,28 +208,53 @@ class Conv2d(Op):
         elif wants_bias:
             grad_bias = rows(grad).sum(0)
         plan = _plan(x_shape, self)
-        grad_weight = self._weight_gradient(grad, kept[0], plan) if wants_weight else None
-        grads: Gradients = (None,) * self.tensor_count
         scales = None if self.recipe.norm_eps is None else self.recipe.scale(tensors)
+        grad_x = None
+        # A weight that is made takes memory while it is used: it is gone before its gradient is made.
+        first = needs.x and self.recipe.standardize
+        if first:
+            grad_x = self._input_gradient(grad, x_shape, tensors, scales, plan, owned=False)
+        grad_weight = self._weight_gradient(grad, kept[0], plan, tensors[0]) if wants_weight else None
+        grads: Gradients = (None,) * self.tensor_count
         if wants_weight or wants_bias:
-            made = _like(tensors, grad_weight), _like(tensors, grad_bias)
-            grads = self.recipe.gradients(tensors, needs.tensors, *made, scales)
-        if not needs.x:
-            return None, grads
+            # in the parameters' own type: activations may run in a lower precision (autocast)
+            dtype = self.recipe.dtype(tensors)
+            grad_weight = None if grad_weight is None else grad_weight.to(dtype)
+            grad_bias = None if grad_bias is None else grad_bias.to(dtype)
+            grads = self.recipe.gradients(tensors, needs.tensors, grad_weight, grad_bias, scales)
+        if needs.x and not first:
+            ours = owned or self.activation is not None
+            grad_x = self._input_gradient(grad, x_shape, tensors, scales, plan, owned=ours)
+        return grad_x, grads
+
+    def _input_gradient(
+        self,
+        grad: Tensor,
+        x_shape: Shape,
+        tensors: Tensors,
+        scales: tuple[Tensor, Tensor] | None,
+        plan: _Plan,
+        *,
+        owned: bool,
+    ) -> Tensor:
+        packed = self._in_pieces(grad.dtype, tensors, plan)
+        if packed is not None:
+            product = packed_input_gradient(rows(grad), *packed)
+            return from_rows(product, x_shape[0], x_shape[2], x_shape[3])
         weight = self.recipe.unscaled(tensors).to(grad.dtype)
         if scales is not None:  # (s w) g = w (s g): scale what is smaller
             scale = scales[1].to(grad.dtype).view(-1, 1, 1)
             if weight.numel() < grad.numel():
                 weight = weight * scale[..., None]
             else:
-                grad = grad.mul_(scale) if owned or self.activation is not None else grad * scale
-        return self._input_gradient(grad, x_shape, weight, plan), grads
-
-    def _input_gradient(self, grad: Tensor, x_shape: Shape, weight: Tensor, plan: _Plan) -> Tensor:
+                grad = grad.mul_(scale) if owned else grad * scale
         if self._is_pointwise(plan):
             # (N*H*W, out) @ (out, in)
             product = torch.mm(rows(grad), weight.view(weight.shape[0], -1))
             return from_rows(product, x_shape[0], x_shape[2], x_shape[3])
+        windows = self._gathered(x_shape, plan, grad.device)
+        if windows is not None:
+            return input_gradient(grad, weight, windows, self.groups)
         weight = _grown(weight, plan)
         left, right, top, bottom = plan.pad
         sides = (x_shape[2] + top + bottom, x_shape[3] + left + right)
@@ -185,20 +270,27 @@ class Conv2d(Op):
             full = full[:, :, top : top + x_shape[2], left : left + x_shape[3]]
         return dense(full)
 
-    def _weight_gradient(self, grad: Tensor, x: Tensor, plan: _Plan) -> Tensor:
+    def _weight_gradient(self, grad: Tensor, x: Tensor, plan: _Plan, weight: Tensor | None) -> Tensor:
+        """`weight` is the stored one: only shape and layout count, the gradient of a weight needs no weight."""
         if self._is_pointwise(plan):
             # (out, N*H*W) @ (N*H*W, in)
             return torch.mm(rows(grad).t(), rows(x)).view(grad.shape[1], x.shape[1], 1, 1)
+        out, group_in = grad.shape[1], x.shape[1] // self.groups
+        x_shape = tuple(x.shape)
+        windows = self._gathered(x_shape, plan, grad.device)
+        if windows is not None:
+            return weight_gradient(grad, x, windows, self.groups)
+        if grad.device.type == "cpu" and group_in == 1 and out == self.groups > 1 and max(self.kernel) > WIDER_THAN:
+            return depthwise_weight_gradient(grad, x, _windows(x_shape, self))
         left, right, top, bottom = plan.grow
-        kernel = (self.kernel[0] + top + bottom, self.kernel[1] + left + right)
-        # A stand-in for the weight, of which only shape and layout count: the gradient of a weight needs no weight.
-        shape = (grad.shape[1], x.shape[1] // self.groups, *kernel)
-        stand_in = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+        shape = (out, group_in, self.kernel[0] + top + bottom, self.kernel[1] + left + right)
+        if weight is None or not (weight.shape == shape and weight.dtype == grad.dtype and dense(weight) is weight):
+            weight = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         full = torch.ops.aten.convolution_backward(
-            *(grad, F.pad(x, plan.pad) if any(plan.pad) else x, stand_in, None),
+            *(grad, F.pad(x, plan.pad) if any(plan.pad) else x, weight, None),
             *(self.stride, plan.symmetric, self.dilation, False, [0, 0], self.groups, [False, True, False]),
         )[1]
-        return full[:, :, top : top + self.kernel[0], left : left + self.kernel[1]]
+        return dense(full[:, :, top : top + self.kernel[0], left : left + self.kernel[1]])
 
     def _is_pointwise(self, plan: _Plan) -> bool:
         return (
@@ -229,10 +321,3 @@ class Conv2d(Op):
 def _grown(weight: Tensor, plan: _Plan) -> Tensor:
     """The weight in channels-last order, with the plan's rows and columns of zeros."""
     return dense(F.pad(weight, plan.grow) if any(plan.grow) else weight)
-
-
-def _like(tensors: Tensors, grad: Tensor | None) -> Tensor | None:
-    """A gradient in the parameters' own type: activations may run in a lower precision (autocast)."""
-    weight = tensors[0]
-    assert weight is not None
-    return None if grad is None else grad.to(weight.dtype)

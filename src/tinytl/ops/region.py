@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 from .chain import without_recompute
 
@@ -35,13 +36,26 @@ def observe_regions(observer: Observer) -> Iterator[None]:
         _observer.reset(token)
 
 
+def announce(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    """Tell the observer, if there is one, what a region keeps."""
+    observer = _observer.get()
+    if observer is not None:
+        observer(name, inputs, states)
+
+
 def inside_region() -> bool:
-    """Whether a region is running: those inside it are part of it."""
+    """Whether a region is running that those inside it are part of."""
     return _inside.get()
 
 
 def region(
-    run: Run, inputs: Sequence[Tensor], trained: Sequence[Tensor], *, random: bool = False, name: str = ""
+    run: Run,
+    inputs: Sequence[Tensor],
+    trained: Sequence[Tensor],
+    *,
+    random: bool = False,
+    name: str = "",
+    at_once: bool = True,
 ) -> tuple[Tensor, ...]:
     """`run(inputs)`, keeping only `inputs` for backward.
 
@@ -51,21 +65,22 @@ def region(
         trained: all other tensors that it uses and that require a gradient.
         random: whether it draws random numbers.
         name: for the ledger.
+        at_once: while it runs again, everything in it keeps what it likes: right for a stretch about as long as a
+            block. False: what would run again by itself (a chain with a group norm, a region) does so in here too, so
+            that only one of them has all its tensors alive at a time; those pass forward three times instead of twice.
     """
-    observer = _observer.get()
-    if observer is not None:
-        observer(name, inputs, _states(inputs[0].device) if random else ())
-    return _Region.apply(run, len(inputs), random, *inputs, *trained)  # pyright: ignore[reportReturnType]
+    announce(name, inputs, random_states(inputs[0].device) if random else ())
+    return _Region.apply(run, len(inputs), random, at_once, *inputs, *trained)  # pyright: ignore[reportReturnType]
 
 
 class _Region(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, count: int, random: bool, *tensors: Tensor) -> Any:  # type: ignore[override]
-        states = _states(tensors[0].device) if random else ()
-        with _as_region():
+    def forward(ctx: Any, run: Run, count: int, random: bool, at_once: bool, *tensors: Tensor) -> Any:  # type: ignore[override]
+        states = random_states(tensors[0].device) if random else ()
+        with _as_region() if at_once else contextlib.nullcontext():
             outputs = run(tensors[:count])
-        ctx.run, ctx.count, ctx.states, ctx.total = run, count, len(states), len(tensors)
-        ctx.autocast = _autocast(tensors[0].device)
+        ctx.run, ctx.count, ctx.states, ctx.total, ctx.at_once = run, count, len(states), len(tensors), at_once
+        ctx.autocast = autocast_now(tensors[0].device)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *states)
         return tuple(y.view_as(y) if any(y is t for t in tensors) else y for y in outputs)
@@ -75,22 +90,27 @@ class _Region(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
         saved = ctx.saved_tensors
         tensors, states = saved[: ctx.total], saved[ctx.total :]
-        needs = ctx.needs_input_grad[3:]
+        needs = ctx.needs_input_grad[4:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors[: ctx.count], needs, strict=False)]
         wanted = [t for t, need in zip((*inputs, *tensors[ctx.count :]), needs, strict=True) if need]
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(ctx.autocast())
-            stack.enter_context(_as_region())
+            stack.enter_context(_as_region() if ctx.at_once else contextlib.nullcontext())
             if states:
-                stack.enter_context(_replay(states, tensors[0].device))
+                stack.enter_context(replayed(states, tensors[0].device))
             outputs = ctx.run(inputs)
-            pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+        # of the outputs, which were there before, only the graph is needed
+        pairs = [
+            (get_gradient_edge(y), g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad
+        ]
+        del outputs
         found = iter(())
         if pairs and wanted:
             made, given = zip(*pairs, strict=True)
+            del pairs
             found = iter(torch.autograd.grad(made, wanted, given, allow_unused=True))
-        return (None, None, None, *(next(found, None) if need else None for need in needs))
+        return (None, None, None, None, *(next(found, None) if need else None for need in needs))
 
 
 @contextlib.contextmanager
@@ -103,15 +123,16 @@ def _as_region() -> Iterator[None]:
         _inside.reset(token)
 
 
-def _states(device: torch.device) -> tuple[Tensor, ...]:
+def random_states(device: torch.device) -> tuple[Tensor, ...]:
     """The random generators' states, that of the device behind that of the CPU."""
     own = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
     return (torch.get_rng_state(), *own)
 
 
 @contextlib.contextmanager
-def _replay(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    now = _states(device)
+def replayed(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Random numbers are drawn as they were from those states on; afterwards the generators stand where they stood."""
+    now = random_states(device)
     _set_states(states, device)
     try:
         yield
@@ -125,7 +146,7 @@ def _set_states(states: Sequence[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def _autocast(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def autocast_now(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """A context with the autocast that is on now."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind):
