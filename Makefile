@@ -35,6 +35,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.backbones
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.budgets
+	$(BIN)/python -m benchmarks.memory_table
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.accuracy
 

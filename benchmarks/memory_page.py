@@ -69,7 +69,8 @@ The paper's own configuration is group norm with weight standardization. Group n
 its gradient needs the normalized input even where nothing of the norm trains; the paper's count charges nothing for it.
 Here the gradients are exact: the norm's input is made again from the block's own input. A step is 8 images in every
 row, all at once or one at a time with accumulated gradients, which is the same step (the paper's batch 1 is a step of
-one image). TinyTL-L+B, what is alive at the peak, by what it is for:
+one image). TinyTL-L+B unless marked, what is alive at the peak, by what it
+is for:
 
 {roles}
 *Activations* are what is kept for backward and the working set, operators' own workspaces included. The paper's figures

@@ -12,6 +12,7 @@ from tinytl.report import Column, markdown
 
 README = Path("README.md")
 STEPS, ACCURACY = Path("benchmarks/results/steps.json"), Path("benchmarks/results/accuracy.json")
+BUDGETS = Path("benchmarks/results/memory_table.json")
 LABELS = {
     ("ft-last", "bn", 8): "FT-Last",
     ("tinytl-b", "bn", 8): "TinyTL-B",
@@ -40,6 +41,30 @@ def steps_table(results: dict[str, Any]) -> str:
         Column("peak", "all live", "MB"),
         Column("stock_peak", "stock, all live", "MB"),
         Column("time", "time / stock's", "x", 2),
+    ]
+    return markdown(rows, columns)
+
+
+def budgets_table(results: dict[str, Any]) -> str:
+    """The steps that were taken within a budget."""
+    norms = {"bn": "frozen batch norm", "gn": "exact group norm"}
+    methods = {"tinytl-l+b": "TinyTL-L+B", "tinytl-b": "TinyTL-B"}
+    rows = [
+        {
+            **row,
+            "label": f"{methods[row.get('method', 'tinytl-l+b')]}, {norms[row['norm']]}",
+            "bits": f"{row.get('frozen_bits', 32)} / {row.get('optimizer_bits', 32)}",
+            "budget": row["memory_budget"].replace("MB", " MB"),
+        }
+        for row in results["group_norm"]
+        if "memory_budget" in row
+    ]
+    columns = [
+        Column("label", "method"),
+        Column("bits", "bits: frozen weights / Adam"),
+        Column("budget", "budget"),
+        Column("planned", "planned", "MB", 2),
+        Column("measured", "measured", "MB", 2),
     ]
     return markdown(rows, columns)
 
@@ -80,7 +105,11 @@ def _range(row: dict[str, Any], key: str) -> str:
 
 def filled(text: str) -> str:
     """The README with its tables made from the committed JSON."""
-    for name, path, make in (("steps", STEPS, steps_table), ("accuracy", ACCURACY, accuracy_table)):
+    for name, path, make in (
+        ("steps", STEPS, steps_table),
+        ("budgets", BUDGETS, budgets_table),
+        ("accuracy", ACCURACY, accuracy_table),
+    ):
         if path.exists():
             table = make(json.loads(path.read_text()))
             pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"

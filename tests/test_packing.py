@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from tinytl.backbones import BACKBONES, load
 from tinytl.delta import load_delta
 from tinytl.errors import DeltaError, InputError
+from tinytl.memory import measure_step
 from tinytl.memory.step import StepSpec, build_network
 from tinytl.methods import METHODS, TINYTL_B, TINYTL_LB, adapt_
 from tinytl.nn.kept import kept, meta_copy
 from tinytl.nn.layers import SqueezeExcite
 from tinytl.nn.lean import LeanConv2d, LeanLinear, LeanSqueezeExcite
 from tinytl.nn.packing import Packed, pack_frozen_
+from tinytl.ops._layout import rows
+from tinytl.ops._pointwise import PIECE_BYTES, in_pieces, input_gradient, product
 from tinytl.ops.chain import chain
 from tinytl.ops.packing import Packing
 from tinytl.ops.squeeze_excite import SqueezeExcite as SqueezeExciteOp
@@ -670,3 +673,27 @@ def test_the_folder_says_what_was_asked(runs: dict[str, RunResult]) -> None:
     text = Path(runs["codebook"].out / "config.toml").read_text()
     assert "frozen_bits = 8" in text
     assert "codebook = true" in text
+
+
+@pytest.mark.parametrize(("bits", "codebook"), [(16, False), (8, False), (8, True)])
+def test_a_large_pointwise_weight_is_never_there_in_full(bits, codebook) -> None:
+    """Some filters at a time, in both directions; the values are those of the whole weight."""
+    packing = Packing.of(bits, codebook)
+    weight = torch.randn(1280, 320, 1, 1)
+    codes, table = packing.pack(weight)
+    x = torch.randn(1, 320, 4, 4).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(1, 1280, 4, 4).contiguous(memory_format=torch.channels_last)
+    whole = packing.expand(codes, table)
+    assert in_pieces(codes, table)
+    torch.testing.assert_close(product(x, codes, table, packing), F.conv2d(x, whole), rtol=1e-3, atol=1e-3)
+    made = input_gradient(rows(grad), codes, table, packing)
+    torch.testing.assert_close(made, rows(grad) @ whole.view(1280, 320), rtol=1e-3, atol=1e-3)
+    outputs = {"forward": grad.nbytes, "backward": x.nbytes}
+    runs = {
+        "forward": lambda: product(x, codes, table, packing),
+        "backward": lambda: input_gradient(rows(grad), codes, table, packing),
+    }
+    for name, run in runs.items():
+        peak = measure_step(run, [x, grad, codes, table]).step_peak_bytes
+        indices = 4 * 2**15 if codebook else 0  # of a slice of codes in the table
+        assert peak <= outputs[name] + PIECE_BYTES + indices < whole.nbytes

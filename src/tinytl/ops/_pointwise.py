@@ -33,6 +33,7 @@ def product(x: Tensor, codes: Tensor, table: Tensor, packing: Packing) -> Tensor
     pixels, made = rows(x), rows(y)
     for part, weight in _pieces(codes, table, packing):
         torch.mm(pixels, weight.t(), out=made[:, part])
+        del weight
     return y
 
 
@@ -41,6 +42,7 @@ def input_gradient(grad: Tensor, codes: Tensor, table: Tensor, packing: Packing)
     made: Tensor | None = None
     for part, weight in _pieces(codes, table, packing):
         made = torch.mm(grad[:, part], weight) if made is None else made.addmm_(grad[:, part], weight)
+        del weight
     assert made is not None
     return made
 
