@@ -53,7 +53,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         setting = replace(network, resolution=64, batch_size=2) if options.quick else network
         print(f"{setting.backbone}, {setting.resolution} px, batch {setting.batch_size}", flush=True)
         rows = compare(
-            setting, keys, turns=turns, rss=not options.quick, say=lambda line: print(f"  {line}", flush=True)
+            setting,
+            keys,
+            turns=turns,
+            rss=not options.quick,
+            skip=options.skip,
+            say=lambda line: print(f"  {line}", flush=True),
         )
         networks.append({"setting": asdict(setting), "rows": rows})
         torch.compiler.reset()
@@ -67,6 +72,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help=f"a rehearsal, written into {QUICK}")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), help="these contenders, and the baseline")
+    parser.add_argument("--skip", nargs="+", default=[], choices=list(CONTENDERS), help="leave these out, and say so")
     parser.add_argument("--page-only", action="store_true", help="write page and picture from the committed JSON")
     options = parser.parse_args()
     if options.turns is not None and options.turns < 2:

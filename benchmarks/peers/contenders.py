@@ -229,11 +229,11 @@ CONTENDERS: dict[str, Contender] = {
         **_OF_LB,
         **_OURS,
     ),
+    "planned-60MB": Contender("tinytl, budget 60 MB", build=planned(LB, 60_000_000), **_OF_LB, **_OURS),
     "planned-48MB": Contender("tinytl, budget 48 MB", build=planned(LB, 48_000_000), **_OF_LB, **_OURS),
-    "planned-40MB": Contender("tinytl, budget 40 MB", build=planned(LB, 40_000_000), **_OF_LB, **_OURS),
-    "planned-28MB-8-bit": Contender(
-        "tinytl, budget 28 MB, 8-bit Adam",
-        build=planned(LB, 28_000_000, _eight_bit_adam),
+    "planned-36MB-8-bit": Contender(
+        "tinytl, budget 36 MB, 8-bit Adam",
+        build=planned(LB, 36_000_000, _eight_bit_adam),
         approximate=_ROUNDED,
         **_OF_LB,
         **_OURS,

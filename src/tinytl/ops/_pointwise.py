@@ -1,4 +1,4 @@
-"""A 1x1 convolution with a packed weight, some filters at a time: never the whole weight expanded.
+"""1x1 convolutions as matrix products, with a packed weight some filters at a time: never the whole weight expanded.
 
     y[:, F] = x expand(w[F])^T        dL/dx = sum over F of dL/dy[:, F] expand(w[F])        a piece F of the filters
 
@@ -18,6 +18,19 @@ from .packing import Packing
 
 PIECE_BYTES = 1 << 18
 """Most bytes of a weight that are expanded at a time, but for one filter that has more."""
+
+
+LAID_OUT_AGAIN = 1 << 17
+"""Bytes of a weight from which on a product is taken: several threads of oneDNN's would work on a copy of it."""
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Images (N, in, H, W), weight (out, in, 1, 1) -> (N, out, H, W); allocates that alone."""
+    n, _, h, w = x.shape
+    shape = (n, weight.shape[0], h, w)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    torch.mm(rows(x), weight.view(weight.shape[0], -1).t(), out=rows(y))
+    return y
 
 
 def in_pieces(codes: Tensor, table: Tensor) -> bool:

@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._depthwise import WIDER_THAN, depthwise_weight_gradient
+from ._depthwise import SMALLER_THAN, WIDER_THAN, depthwise_weight_gradient
 from ._layout import dense, from_rows, rows
 from ._masks import mask_bytes, masked_grad
 from ._op import Gradients, Keeps, Needs, Op, Shape, Tensors
-from ._pointwise import in_pieces
+from ._pointwise import LAID_OUT_AGAIN, in_pieces, pointwise
 from ._pointwise import input_gradient as packed_input_gradient
 from ._pointwise import product as packed_product
 from ._weights import WeightRecipe
@@ -140,8 +140,11 @@ class Conv2d(Op):
         else:
             weight, bias = self.recipe.make(tensors)
         weight = weight.to(x.dtype)
+        whole = windows is None and not self._as_product(x, weight, plan)
         if windows is not None:
             y = convolve(x, weight, windows, self.groups)
+        elif not whole:
+            y = pointwise(x, weight)
         else:
             weight = _grown(weight, plan)
             y = F.conv2d(
@@ -157,9 +160,13 @@ class Conv2d(Op):
         y = dense(y)
         if scale is not None:
             y.mul_(scale.to(x.dtype).view(-1, 1, 1))
-        if bias is not None and (scale is not None or windows is not None):
+        if bias is not None and (scale is not None or not whole):
             y.add_(bias.to(x.dtype).view(-1, 1, 1))
         return y
+
+    def _as_product(self, x: Tensor, weight: Tensor, plan: _Plan) -> bool:
+        """Whether PyTorch's convolution would lay out a large weight again, and a matrix product does as well."""
+        return x.device.type == "cpu" and self._is_pointwise(plan) and weight.nbytes > LAID_OUT_AGAIN
 
     def _in_pieces(self, dtype: torch.dtype, tensors: Tensors, plan: _Plan) -> tuple[Tensor, Tensor, Packing] | None:
         """Codes, table and packing of a weight that is expanded some filters at a time; None where it is not."""
@@ -280,10 +287,11 @@ class Conv2d(Op):
         windows = self._gathered(x_shape, plan, grad.device)
         if windows is not None:
             return weight_gradient(grad, x, windows, self.groups)
-        if grad.device.type == "cpu" and group_in == 1 and out == self.groups > 1 and max(self.kernel) > WIDER_THAN:
-            return depthwise_weight_gradient(grad, x, _windows(x_shape, self))
         left, right, top, bottom = plan.grow
         shape = (out, group_in, self.kernel[0] + top + bottom, self.kernel[1] + left + right)
+        depthwise = grad.device.type == "cpu" and group_in == 1 and out == self.groups > 1
+        if depthwise and (max(shape[2:]) > WIDER_THAN or min(grad.shape[2:]) < SMALLER_THAN):
+            return depthwise_weight_gradient(grad, x, _windows(x_shape, self))
         if weight is None or not (weight.shape == shape and weight.dtype == grad.dtype and dense(weight) is weight):
             weight = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         full = torch.ops.aten.convolution_backward(
