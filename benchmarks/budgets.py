@@ -140,7 +140,7 @@ def page(results: dict[str, Any]) -> str:
         *ratio_columns("/ stock"),
         Column("plan", "plan"),
     ]
-    rows = results["rows"]
+    rows = [{**dict.fromkeys(column.key for column in columns), **row} for row in results["rows"]]
     return (
         "# Budgets swept\n\n"
         "ProxylessNAS-Mobile, 224 px, 102 classes, batch 8. Budgets run from the least that any plan fits to what the\n"
