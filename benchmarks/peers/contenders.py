@@ -139,7 +139,7 @@ def lora(setting: Setting, memory_format: torch.memory_format) -> Ready:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import peft
+            import peft  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
         if error.name != "peft":
             raise Missing(f"PEFT does not import here: {' '.join(str(error).split())}") from error
