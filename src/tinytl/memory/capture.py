@@ -34,7 +34,7 @@ from tinytl.ops._ghost import Ghost
 from .description import RESIDENT, ROLES, Operation, StepDescription, Storage
 from .plan import StepPlan
 from .recorder import Recorder
-from .step import pieces_of
+from .step import pieces_of, trained_dtype
 
 __all__ = ["RESIDENT", "ROLES", "Operation", "StepDescription", "Storage", "capture_step"]
 
@@ -123,7 +123,7 @@ class Capture:
                 update = None if optimizer is None else _stepped(optimizer(trained), trained, recorder)
                 tables = torch.empty(_table_bytes(update), dtype=torch.uint8)
                 recorder.call([tables], "optimizer state", before=True)
-                pieces = _distinct(images, labels, plan.micro_batch, _dtype(self._model))
+                pieces = _distinct(images, labels, plan.micro_batch, trained_dtype(self._model))
                 if later_only and plan.micro_batch < input_shape[0]:
                     pieces = _later(pieces, trained, recorder)
                 recorder.enter("forward")
@@ -189,10 +189,6 @@ def _stepped(
     for state in optimizer.state.values():
         recorder.call(state.values(), "optimizer state", before=True)
     return optimizer
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.requires_grad), torch.float32)
 
 
 def _resident(model: nn.Module, recorder: Recorder) -> dict[int, Ghost]:

@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from tinytl.engine.eight_bit import BlockWise
 from tinytl.engine.step import run_step
 
-from .step import pieces_of
+from .step import pieces_of, trained_dtype
 
 # What the profiler's C++ writes to the process's stderr; nothing in it asks the user for anything.
 _CHATTER = re.compile(rb"Memory block of unknown size was allocated before the profiling|^USDT:|ActivityProfiler")
@@ -94,10 +94,9 @@ def training_step(
     size = len(images) if micro_batch is None else micro_batch
     if size < 1:
         raise ValueError(f"micro_batch is {size}, expected at least 1")
-    dtype = next((p.dtype for p in model.parameters() if p.requires_grad), torch.float32)
 
     def step() -> None:
-        pieces = pieces_of(images, labels, size, dtype)
+        pieces = pieces_of(images, labels, size, trained_dtype(model))
         run_step(model, optimizer, pieces, len(labels), label_smoothing=label_smoothing, update=update)
 
     return step

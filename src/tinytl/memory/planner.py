@@ -15,22 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from tinytl.errors import InputError
 from tinytl.nn.execution import Execution
 from tinytl.nn.lean import LeanGroupNorm
 
-from .capture import Capture
+from .capture import Capture, Optimizer
 from .description import StepDescription
 from .estimate import PROBE, Estimate
 from .plan import StepPlan
 
 _ATTEMPTS = 5
 _IMAGES, _STRIPS, _LENGTHS = (1, 2, 4), (1, 2, 4), (0, 1, 3, 6)
-
-Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,11 +114,6 @@ class Recorder(TorchDispatchMode):
                 record = self._storages[tensor.token.number]  # pyright: ignore[reportAttributeAccessIssue]
                 record.role, record.born = role, -1 if before else record.born
 
-    def name(self, tensor: Tensor, layer: str) -> None:
-        """The layer that a tensor belongs to."""
-        if isinstance(tensor, Ghost):
-            self._storages[tensor.token.number].layer = layer  # pyright: ignore[reportAttributeAccessIssue]
-
     def description(self) -> StepDescription:
         """What was written down: operations, and storages that were alive while one of them ran."""
         last = len(self.operations)

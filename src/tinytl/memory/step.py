@@ -110,6 +110,11 @@ def build_batch(spec: StepSpec, memory_format: torch.memory_format) -> tuple[Ten
     return images.contiguous(memory_format=memory_format), labels
 
 
+def trained_dtype(model: nn.Module) -> torch.dtype:
+    """The type of what trains in `model`, which its input is made in; float32 where nothing does."""
+    return next((p.dtype for p in model.parameters() if p.requires_grad), torch.float32)
+
+
 def as_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The network's input (n, 3, R, R), of images held as bytes: by the numbers of no backbone, which change no byte.
 
