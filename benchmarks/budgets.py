@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tinytl.errors import InputError
+from tinytl.errors import BudgetError
 from tinytl.memory import StepSpec, measure_step, resident_tensors
 from tinytl.memory.measured import training_step
 from tinytl.memory.planner import Planned
@@ -47,13 +46,11 @@ STEPS = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75, 1.0)  # of the way from the least to w
 
 
 def least(spec: StepSpec) -> int:
-    """The smallest budget that a plan fits, as the refusal of none at all names it."""
+    """The smallest budget that a plan fits: the refusal of a budget of one byte knows it."""
     try:
         plan_network(replace(spec, memory_budget=1), *build_network(spec))
-    except InputError as refusal:
-        found = re.search(r"is ([\d,]+) bytes \(", str(refusal))
-        assert found is not None
-        return int(found[1].replace(",", ""))
+    except BudgetError as refusal:
+        return refusal.least_bytes
     raise AssertionError("a budget of one byte was accepted")
 
 

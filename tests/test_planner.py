@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 from tests.small_run import NAME, entry, make_spec
 from tinytl import run
 from tinytl.backbones import BACKBONES
-from tinytl.errors import InputError
+from tinytl.errors import BudgetError, InputError
 from tinytl.memory import StepSpec, capture_step, measure_step, profile_step, resident_tensors
 from tinytl.memory.estimate import PROBE, Estimate
 from tinytl.memory.measured import training_step
@@ -32,11 +31,11 @@ def planned(spec: StepSpec) -> Planned:
 
 def least(spec: StepSpec) -> int:
     """The smallest budget that would do, as the refusal of a budget of nothing names it."""
-    with pytest.raises(InputError, match="the least that a step takes here is") as refused:
+    with pytest.raises(BudgetError) as refused:
         planned(dataclasses.replace(spec, memory_budget=1))
-    found = re.search(r"is ([\d,]+) bytes \(", str(refused.value))
-    assert found is not None
-    return int(found[1].replace(",", ""))
+    least_bytes = refused.value.least_bytes
+    assert f"the least that a step takes here is {least_bytes:,} bytes" in str(refused.value)
+    return least_bytes
 
 
 def measured_peak(spec: StepSpec, plan: StepPlan) -> int:
@@ -160,9 +159,9 @@ def test_a_run_keeps_its_budget_over_whole_epochs(small, tmp_path, monkeypatch):
         return result[0]
 
     monkeypatch.setattr(run, "fit", watched)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(BudgetError) as refused:
         run.prepare(dataclasses.replace(small, memory_budget=1))
-    low = int(re.search(r"is ([\d,]+) bytes \(", str(refused.value))[1].replace(",", ""))  # pyright: ignore
+    low = refused.value.least_bytes
     for budget in (low, 2 * low):
         out = tmp_path / str(budget)
         result = run.train(dataclasses.replace(small, memory_budget=budget), out)

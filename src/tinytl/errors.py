@@ -9,6 +9,7 @@
     |   |   `-- PhotoError          one image file; its ``reason`` says why in a word or two
     |   |-- WeightsError            weights that are missing, of a wrong hash or of a wrong shape
     |   |-- DeltaError              a delta that is damaged or belongs to another base
+    |   |-- BudgetError             a memory budget that nothing fits; its ``least_bytes`` would do
     |   `-- RunError                a run that cannot be written, resumed, read or gone on with
     |       `-- NotFiniteError      a loss or a gradient is NaN or infinite
     |-- UnsupportedLayerError       a network holds a layer that cannot be adapted exactly
@@ -71,6 +72,14 @@ class WeightsError(InputError):
 
 class DeltaError(InputError):
     """A delta is damaged or belongs to another base network."""
+
+
+class BudgetError(InputError):
+    """Nothing fits a memory budget; ``least_bytes`` is the smallest that would do."""
+
+    def __init__(self, message: str, least_bytes: int) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
 
 
 class RunError(InputError):

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from tinytl.errors import InputError
+from tinytl.errors import BudgetError
 from tinytl.nn.execution import Execution
 from tinytl.nn.lean import LeanGroupNorm
 
@@ -93,7 +93,7 @@ def plan_step(
         beside_bytes: what is alive beside the step all the while (batches that a loader has read ahead).
 
     Raises:
-        InputError: nothing trains, or no plan fits: the smallest budget that would do is named.
+        InputError: nothing trains; BudgetError: no plan fits, and the smallest budget that would do is named.
     """
     describe = _Describe(model, tuple(input_shape), optimizer, label_smoothing, beside_bytes)
     batch = input_shape[0]
@@ -114,10 +114,11 @@ def plan_step(
             return Planned(plan, step.peak_bytes, whole, estimate.seconds(plan), plans[0][0], budget_bytes)
         smallest = step if smallest is None or step.peak_bytes < smallest.peak_bytes else smallest
     assert smallest is not None
-    raise InputError(
+    raise BudgetError(
         f"memory_budget is {budget_bytes:,} bytes: the least that a step takes here is {smallest.peak_bytes:,} bytes "
         f"({smallest.resident_bytes:,} of them weights, optimizer state and images); give at least that, "
-        "a lower resolution, or fewer bits (--frozen-bits 8, --optimizer-bits 8: approximate)"
+        "a lower resolution, or fewer bits (--frozen-bits 8, --optimizer-bits 8: approximate)",
+        smallest.peak_bytes,
     )
 
 

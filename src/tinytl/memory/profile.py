@@ -183,7 +183,7 @@ def plan_network(spec: StepSpec, model: nn.Module, adaptation: Adaptation) -> Pl
     """How to take the step of `spec` with the lean network that was built for it: within its budget, if it has one.
 
     Raises:
-        InputError: no plan fits the budget.
+        BudgetError: no plan fits the budget.
     """
     budget = None if spec.memory_budget is None else number_of_bytes("memory_budget", spec.memory_budget)
     return plan_step(
