@@ -4,22 +4,31 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test check format bench bench-device clean
 
-setup: .venv/.ready
+setup: .venv/.installed .venv/.built
 
-.venv/.ready: pyproject.toml setup.py native/lab_kernels.cpp
+.venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=23.1" "setuptools>=77"
+	rm -rf src/tinytl.egg-info src/tinytl/ops/_lab_kernels.cpython-*.so
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=23.1" "scikit-build-core>=0.10"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation "$(TORCH)" --editable ".[dev,demo]"
+	touch $@
+
+# The compiled half, beside the Python sources. A compiler that fails is an error; none at all is not: the lab does without.
+.venv/.built: .venv/.installed CMakeLists.txt $(shell find native -type f)
+	@if command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null; then \
+	    $(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" --log-level=WARNING && \
+	    $(BIN)/cmake --build build/native && $(BIN)/cmake --install build/native --prefix src >/dev/null; \
+	else echo "no C++ compiler: tinytl.runtime is not built, and the lab runs in plain PyTorch, more slowly"; fi
 	touch $@
 
 demo: setup
 	$(BIN)/python -m examples.demo
 
 test: setup
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -40,5 +49,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.accuracy
 
+bench-device: setup
+	$(BIN)/python -m benchmarks.device
+
 clean:
-	rm -rf .venv build runs
+	rm -rf .venv build runs src/tinytl/runtime/tinytl-step src/tinytl/runtime/*.so src/tinytl/ops/*.so

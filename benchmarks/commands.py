@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from tinytl.cli.app import app
 from tinytl.report import Column, markdown
 
 PAGE = Path("docs/cli.md")
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _leaves(commands: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its whole name: of a group, those in it."""
+    for name, command in commands.items():
+        inner = getattr(command, "commands", None)
+        yield from [(before + name, command)] if inner is None else _leaves(inner, f"{before}{name} ")
+
+
+COMMANDS = dict(_leaves(typer.main.get_command(app).commands))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def options_table(command: Any) -> str:

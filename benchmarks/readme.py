@@ -13,6 +13,7 @@ from tinytl.report import Column, markdown
 README = Path("README.md")
 STEPS, ACCURACY = Path("benchmarks/results/steps.json"), Path("benchmarks/results/accuracy.json")
 BUDGETS = Path("benchmarks/results/memory_table.json")
+DEVICE = Path("benchmarks/results/device.json")
 LABELS = {
     ("ft-last", "bn", 8): "FT-Last",
     ("tinytl-b", "bn", 8): "TinyTL-B",
@@ -69,6 +70,30 @@ def budgets_table(results: dict[str, Any]) -> str:
     return markdown(rows, columns)
 
 
+def device_table(results: dict[str, Any]) -> str:
+    """The compiled step: the whole process, and its time beside stock's."""
+    norms = {"bn": "frozen batch norm", "gn": "exact group norm"}
+    methods = {"tinytl-b": "TinyTL-B", "tinytl-l+b": "TinyTL-L+B"}
+    rows = [
+        {
+            **row,
+            "label": f"{methods[row['method']]}, {norms[row['norm']]}",
+            "bits": f"{row['frozen_bits']} / {row['optimizer_bits']}",
+        }
+        for row in results["rows"]
+    ]
+    columns = [
+        Column("label", "method"),
+        Column("bits", "bits: frozen weights / Adam"),
+        Column("peak_rss_bytes", "process", "MB"),
+        Column("stock_peak_rss_bytes", "stock PyTorch's process", "MB", 0),
+        Column("step_seconds", "step", "ms", 0),
+        Column("ratio", "time / stock's", "x", 2),
+        Column("full_ratio", "time / stock FT-Full's", "x", 2),
+    ]
+    return markdown(rows, columns)
+
+
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Mean, least and most over the seeds, for each method."""
     rows = []
@@ -108,6 +133,7 @@ def filled(text: str) -> str:
     for name, path, make in (
         ("steps", STEPS, steps_table),
         ("budgets", BUDGETS, budgets_table),
+        ("device", DEVICE, device_table),
         ("accuracy", ACCURACY, accuracy_table),
     ):
         if path.exists():

@@ -39,9 +39,10 @@ def broken(report: doctor.Report) -> str:
 
 def test_the_tables_are_those_of_the_project() -> None:
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {text for text in project["dependencies"] if "python_version" not in text}
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    needed = {text for text in (*project["dependencies"], *extras["lab"]) if "python_version" not in text}
     assert needed == set(doctor.REQUIRED)
-    extras = {name: texts for name, texts in project["optional-dependencies"].items() if name != "dev"}
+    extras = {name: texts for name, texts in extras.items() if name not in ("dev", "lab")}
     assert set(extras) == set(doctor.EXTRAS) == set(doctor.PURPOSE)
     for name, texts in extras.items():
         assert {text for text in texts if not text.startswith("tinytl[")} == set(doctor.EXTRAS[name])

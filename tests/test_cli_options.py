@@ -8,12 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-import typer
 
+from benchmarks.commands import COMMANDS
 from tinytl._options import Option, check, number_of_bytes, options_of, parse
 from tinytl.backbones import BACKBONES
 from tinytl.cli import completion
-from tinytl.cli.app import app
 from tinytl.config import OPTIONS
 from tinytl.data.named import DATASETS
 from tinytl.errors import InputError, UnknownNameError
@@ -23,7 +22,6 @@ from tinytl.spec import FitOptions, RunOptions, TrainSpec
 
 from .command_line import tinytl
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
 # what is about one command, and not about the run that it makes
 OF_THE_COMMAND = {"config", "resume", "as_json", "quiet", "help"}
 
@@ -89,6 +87,7 @@ def test_what_is_typed_arrives_and_nothing_else(monkeypatch: pytest.MonkeyPatch)
         "frozen_bits": 8,
         "codebook": True,
         "memory_budget": "48 MB",
+        "engine": "lab",
         "report": True,
         "seed": 5,
         "warmup_epochs": 2,

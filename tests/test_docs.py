@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, backbones, budgets, commands, memory_table, readme, steps, throughput
+from benchmarks import accuracy, backbones, budgets, commands, device, memory_table, readme, steps, throughput
 from tinytl.backbones import BACKBONES
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def test_the_readme_holds_the_committed_results() -> None:
     assert readme.filled(text) == text
 
 
-@pytest.mark.parametrize("benchmark", [steps, backbones, throughput, accuracy, budgets, memory_table])
+@pytest.mark.parametrize("benchmark", [steps, backbones, throughput, accuracy, budgets, memory_table, device])
 def test_the_pages_are_made_from_the_committed_results(benchmark) -> None:
     assert benchmark.page(json.loads(benchmark.RESULTS.read_text())) == benchmark.PAGE.read_text()
 

@@ -15,11 +15,14 @@ ROOT = Path(__file__).parents[1] / "src" / "tinytl"
 
 LAYERS = (
     ("errors",),
-    ("_atomic", "_file_hash", "_interrupt", "_lock", "_machine", "_options", "_threads"),
+    ("_differences", "_digest", "_files"),
+    ("_file_hash", "_interrupt", "_lock", "_machine", "_metrics_log", "_options", "_schedule", "_sealed", "_threads"),
+    ("_atomic", "_keeper", "_run_folder"),
     ("ops",),
     ("nn",),
     ("graph",),
     ("backbones", "data"),  # two sides: neither knows the other
+    ("runtime",),  # the device's half: of what stands above it, only what needs neither PyTorch nor numpy
     ("methods",),
     ("spec",),  # names are looked up in methods and backbones when one is made: nothing here imports PyTorch
     ("checkpoint",),
@@ -29,8 +32,9 @@ LAYERS = (
     ("report",),
     ("trained",),
     ("config",),
-    ("_keeper", "_prepared"),
-    ("_run_page",),
+    ("_prepared",),
+    ("compiler",),  # from a run, or from what a run is asked for, to a program
+    ("_device_bench", "_device_run", "_run_page"),
     ("run",),
     ("doctor",),
     ("cli",),

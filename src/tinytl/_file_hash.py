@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+
+from tinytl._digest import sha256
 
 _CHUNK_BYTES = 1 << 20
 
 
 def file_sha256(path: str | os.PathLike[str]) -> bytes:
     """Return the sha256 of the file's bytes (32 bytes; ``.hex()`` as it is printed). Raises OSError."""
-    digest = hashlib.sha256()
+    digest = sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)

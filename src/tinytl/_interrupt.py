@@ -12,7 +12,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tinytl.errors import Interrupted
@@ -21,7 +20,6 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
 class Stop:
     """Whether a signal has asked the run to stop.
 
@@ -30,8 +28,9 @@ class Stop:
         advice: the end of the message, such as how to go on.
     """
 
-    asked: signal.Signals | None = None
-    advice: str = "nothing has begun yet"
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self.advice = "nothing has begun yet"
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""

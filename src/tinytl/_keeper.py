@@ -9,31 +9,60 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tinytl._interrupt import Stop
-from tinytl.checkpoint import Boundary, Checkpointer
-from tinytl.spec import RunOptions
+
+
+class Place(Protocol):
+    """Where a run stands at a step boundary: `tinytl.checkpoint.Boundary`, or anything of this shape."""
+
+    @property
+    def progress(self) -> Any:
+        """It has a ``step``, counted from the start."""
+        ...
+
+    @property
+    def epoch_end(self) -> bool:
+        """Whether an epoch ends there."""
+        ...
+
+
+class Saver(Protocol):
+    """What writes where a run stands to the disk: `tinytl.checkpoint.Checkpointer`, or anything of this shape."""
+
+    def save(self, boundary: Any, /) -> None:
+        """Write it whole or not at all."""
+        ...
+
+
+class Intervals(Protocol):
+    """How often to save: `tinytl.spec.RunOptions`, or anything of this shape; None: not for that reason."""
+
+    @property
+    def checkpoint_steps(self) -> int | None: ...
+    @property
+    def checkpoint_seconds(self) -> float | None: ...
 
 
 class Keeper:
-    """Saves to one `Checkpointer`; `boundary` is made to be the ``on_boundary`` of `fit`, and `moved` its ``on_step``.
+    """Saves to one `Saver`; `boundary` is made to be the ``on_boundary`` of `fit`, and `moved` its ``on_step``.
 
     ``sync`` is called before each save: what a log says of the steps done is on the disk before they count as done.
     """
 
-    def __init__(self, checkpointer: Checkpointer, options: RunOptions, stop: Stop, sync: Callable[[], object]) -> None:
-        self._checkpointer = checkpointer
+    def __init__(self, saver: Saver, options: Intervals, stop: Stop, sync: Callable[[], object]) -> None:
+        self._saver = saver
         self._steps, self._seconds = options.checkpoint_steps, options.checkpoint_seconds
         self._stop, self._sync = stop, sync
         self._saved_at = time.monotonic()
-        self._unsaved: Boundary | None = None  # where the run stands, unless that is saved or no boundary
+        self._unsaved: Place | None = None  # where the run stands, unless that is saved or no boundary
 
     def moved(self, info: Any) -> None:
         """Note that a step was taken: until the next boundary there is nothing that could be saved."""
         self._unsaved = None
 
-    def boundary(self, at: Boundary) -> None:
+    def boundary(self, at: Place) -> None:
         """Save, if it is time to. Raises Interrupted when a signal has come, RunError when it cannot be written."""
         self._unsaved = at
         if at.epoch_end or self._is_due(at.progress.step):
@@ -44,7 +73,7 @@ class Keeper:
         """Save where the run stands, unless that is done; return whether its last step is on the disk then."""
         if self._unsaved is not None:
             self._sync()
-            self._checkpointer.save(self._unsaved)
+            self._saver.save(self._unsaved)
             self._saved_at, self._unsaved = time.monotonic(), None
             return True
         return False

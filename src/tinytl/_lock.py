@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,7 +74,7 @@ def _is_named(path: Path, descriptor: int) -> bool:
 
 
 def _write_owner(descriptor: int) -> None:
-    text = f"process {os.getpid()} on {socket.gethostname()}\n"
+    text = f"process {os.getpid()} on {os.uname().nodename}\n"
     with contextlib.suppress(OSError):  # it is for a message only; a full disk is told of by what matters
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

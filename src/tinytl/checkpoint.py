@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tinytl._atomic import DamagedFileError, read_sealed, write_sealed
+from tinytl._differences import differences
 from tinytl.errors import InputError, RunError
 
 KIND = "tinytl-checkpoint/1"
@@ -187,12 +188,7 @@ class Checkpointer:
         return None
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
-        ours, theirs = _flat(self._settings), _flat(saved)
-        different = [
-            f"{name} is {ours.get(name, 'not set')}, was {theirs.get(name, 'not set')}"
-            for name in sorted({*ours, *theirs})
-            if ours.get(name) != theirs.get(name)
-        ]
+        different = differences(self._settings, saved)
         if different:
             raise RunError(
                 f"cannot resume {self.path}: it was made with other settings: {'; '.join(different)}; "
@@ -310,17 +306,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
     if not all((-1 if name == "best_top1" else 0) <= value < 1e18 for name, value in progress.items()):
         raise DamagedFileError("holds a progress that no run can have made")
     return tensors, Progress(**progress), settings
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            text = json.dumps(value, sort_keys=True)
-            flat[f"{prefix}{name}"] = text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-    return flat
 
 
 def _describe(tensor: Tensor) -> str:

@@ -9,6 +9,7 @@
     |   |   `-- PhotoError          one image file; its ``reason`` says why in a word or two
     |   |-- WeightsError            weights that are missing, of a wrong hash or of a wrong shape
     |   |-- DeltaError              a delta that is damaged or belongs to another base
+    |   |-- ProgramError            a compiled step that is damaged, or of another version
     |   |-- BudgetError             a memory budget that nothing fits; its ``least_bytes`` would do
     |   `-- RunError                a run that cannot be written, resumed, read or gone on with
     |       `-- NotFiniteError      a loss or a gradient is NaN or infinite
@@ -21,7 +22,6 @@ and is shown with its traceback.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -48,6 +48,8 @@ class UnknownNameError(InputError):
     """A name that is in no list; the message gives near misses and the whole list."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        import difflib  # needed by whom it concerns alone
+
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -80,6 +82,10 @@ class BudgetError(InputError):
     def __init__(self, message: str, least_bytes: int) -> None:
         super().__init__(message)
         self.least_bytes = least_bytes
+
+
+class ProgramError(InputError):
+    """A compiled program is missing, damaged, or of a version that this one cannot read."""
 
 
 class RunError(InputError):

@@ -16,12 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinytl._atomic import remove_temporaries, sync_folder, write_bytes
+from tinytl._atomic import remove_temporaries, write_bytes
 from tinytl._interrupt import Stop, stop_on_signals
 from tinytl._keeper import Keeper
-from tinytl._lock import NAME as LOCK
 from tinytl._lock import lock_folder
 from tinytl._prepared import Prepared, calibrate, loaders, prepare, settings_of
+from tinytl._run_folder import (
+    CHECKPOINT,
+    CURVES,
+    DELTA,
+    METRICS,
+    PAGE,
+    PREVIOUS,
+    SETTINGS,
+    made_folder,
+    refuse_unless_free,
+)
 from tinytl._run_page import page_of
 from tinytl._threads import threads
 from tinytl.checkpoint import Checkpointer, Progress, Resume
@@ -30,15 +40,12 @@ from tinytl.config import write_config
 from tinytl.data import PhotoCache, refuse_among
 from tinytl.delta import save_delta
 from tinytl.engine import EpochInfo, Evaluation, FitResult, StepInfo, evaluate, fit
-from tinytl.errors import DataError, Interrupted, NotFiniteError, RunError, TinyTLError
+from tinytl.errors import DataError, InputError, Interrupted, NotFiniteError, RunError, TinyTLError
 from tinytl.report import MetricsLog, TensorBoardLog, plot_curves, require_tensorboard, write_page
 from tinytl.spec import RunOptions, TrainSpec
 
 __all__ = ["Callbacks", "Prepared", "RunResult", "prepare", "train"]
 
-CHECKPOINT, DELTA, CURVES = "checkpoint.safetensors", "delta.safetensors", "curves.png"
-METRICS, SETTINGS, PAGE = "metrics.jsonl", "run.json", "report.html"
-PREVIOUS = f"{CHECKPOINT}.prev"
 FILES = (CHECKPOINT, PREVIOUS, DELTA, CURVES, METRICS, SETTINGS, PAGE, CONFIG)
 
 
@@ -94,10 +101,15 @@ def train(
         InputError: something in `spec` or `out` cannot be used; RunError: the loss is not finite, or the folder
             cannot be written or resumed; Interrupted: a signal came.
     """
+    if spec.engine != "lab":
+        raise InputError(
+            f"engine is {spec.engine!r}, which trains in a process of its own: use the command `tinytl train`, or "
+            "`tinytl compile` and `python -m tinytl.runtime train`"
+        )
     options, callbacks, out = options or RunOptions(), callbacks or Callbacks(), Path(out)
     with stop_on_signals() as stop, threads(options.threads):
         refuse_among(spec.photos, out)
-        _refuse_unless_free(out, resume)
+        refuse_unless_free(out, resume)
         # all that can be refused is refused before anything is written
         prepared = prepare(spec, options, _all([lambda *_: stop.check(), callbacks.on_check]))
         if options.tensorboard:
@@ -105,8 +117,8 @@ def train(
         for note in (*prepared.train.notes, *prepared.validation.notes):
             callbacks.notice(note)
         stop.check()
-        with _folder(out), lock_folder(out, callbacks.notice):
-            _refuse_unless_free(out, resume)  # again: another run may have ended just now
+        with made_folder(out), lock_folder(out, callbacks.notice):
+            refuse_unless_free(out, resume)  # again: another run may have ended just now
             remove_temporaries(out / name for name in FILES)
             return _run(prepared, out, options, resume, callbacks, stop)
 
@@ -166,36 +178,6 @@ def _run(
         stop.advice += f"; tinytl report {out} writes the page on it"
         write_page(out / PAGE, page_of(prepared, options, validation, out))
     return RunResult(out, prepared, result, final, (out / DELTA).stat().st_size, cache)
-
-
-def _refuse_unless_free(out: Path, resume: bool) -> None:
-    saved, learned = any((out / name).exists() for name in (CHECKPOINT, PREVIOUS)), (out / DELTA).exists()
-    if (saved or learned) and not resume:
-        raise RunError(f"{out} holds a run already: go on with --resume, or give another folder with --out")
-    if learned and not saved:
-        raise RunError(f"{out} holds what a run learned but no checkpoint to resume: give another folder with --out")
-    # a lock without a run: killed before it had written anything
-    if resume and not (saved or any((out / name).exists() for name in (SETTINGS, LOCK))):
-        raise RunError(f"{out} holds no run to resume: leave --resume out, or give the run's folder with --out")
-
-
-@contextlib.contextmanager
-def _folder(out: Path) -> Iterator[None]:
-    """Make the folder and those above it; where the block raises, take away again what was made and is empty."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for folder in made:
-            sync_folder(folder.parent)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {out}: {error.strerror}; give another with --out") from error
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # not empty
-            for folder in made:
-                folder.rmdir()
-        raise
 
 
 @contextlib.contextmanager

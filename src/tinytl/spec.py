@@ -22,6 +22,7 @@ from tinytl.errors import InputError
 OPTIMIZERS = ("adam", "sgd")
 NORMS = ("bn", "gn")
 UPDATES = ("end", "backward")
+ENGINES = ("lab", "device")
 FROZEN_BITS = (32, 16, 8)
 SMALLEST_RESOLUTION = 32
 
@@ -105,6 +106,9 @@ class TrainSpec:
     codebook: bool = option(False, "With 8 frozen bits: a table of 256 values a layer in place of a scale a channel.")
     memory_budget: int | str | None = option(
         None, "Most live bytes of a training step, such as 48MB; the fastest plan that fits is chosen."
+    )
+    engine: str = option(
+        "lab", "lab: PyTorch; device: compiled, and trained in a small process without it.", names=ENGINES
     )
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 

@@ -1,4 +1,4 @@
-"""`tinytl train`'s options, made from the fields of `tinytl.spec`: name, type, default and help stand there alone."""
+"""The options of a run, made from the fields of `tinytl.spec`: name, type, default and help stand there alone."""
 
 from __future__ import annotations
 
@@ -24,26 +24,39 @@ METAVARS = {"int": "INTEGER", "float": "NUMBER", "str": "TEXT", "bytes": "SIZE",
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of a run.
+    """Give a command every option of a run; see `with_options`."""
+    return with_options(*OPTIONS)(command)
+
+
+def with_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options of a run.
 
     It is called with ``given``, the values of those that were typed, by name, and with its own parameters by name. A
     value is read here and not by the parser of the command line, so that a bad one is refused in the same words
     wherever it stands.
     """
-    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "given"]
 
-    def run(ctx: typer.Context, **values: Any) -> None:
-        typed = {name for name in values if _was_typed(ctx, name)}
-        given = {name: parse(OPTIONS[name], values[name]) for name in OPTIONS if name in typed}
-        command(given=given, **{p.name: values[p.name] for p in own})
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "given"]
 
-    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [context, *_parameters(), *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
-    run.__doc__ = command.__doc__
-    # both: releases of typer read the one or the other
-    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
+        def run(ctx: typer.Context, **values: Any) -> None:
+            typed = {name for name in values if _was_typed(ctx, name)}
+            given = {name: parse(OPTIONS[name], values[name]) for name in names if name in typed}
+            command(given=given, **{p.name: values[p.name] for p in own})
+
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        made = [p for p in _parameters() if p.name in names]
+        # an argument of the command's own is what stands first on the line
+        first = [p for p in keywords if not made or OPTIONS[made[0].name].default is not MISSING]
+        parameters = [context, *first, *made, *(p for p in keywords if p not in first)]
+        run.__doc__ = command.__doc__
+        # both: releases of typer read the one or the other
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorated
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

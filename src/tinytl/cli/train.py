@@ -41,6 +41,12 @@ def train(
             print_note(f"options that are not given are those of {own}")
     spec, options = settings(values)
 
+    if spec.engine == "device":
+        from tinytl._device_run import become, command, compiled_into
+
+        program = compiled_into(spec, out, options, resume, (lambda _: None) if quiet else print_note)
+        become(command(spec, out, program, options, resume=resume, as_json=as_json, quiet=quiet))
+
     from tinytl.run import train as run_train
 
     from .display import TrainingDisplay, result_record, summary

@@ -13,8 +13,6 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,7 +58,7 @@ def checked(
                 f"no photograph of the class {photos.classes[label]!r} in {str(photos.root)!r} can be read ({named}): "
                 "replace them, or remove that class folder"
             )
-    return replace(photos, items=kept, notes=(*photos.notes, f"{what} and were left out: {named}"))
+    return photos.replaced(items=kept, notes=(*photos.notes, f"{what} and were left out: {named}"))
 
 
 def in_order(
@@ -73,6 +71,8 @@ def in_order(
             if on_progress is not None:
                 on_progress(done, len(values))
         return
+    from concurrent.futures import ThreadPoolExecutor  # for those alone who ask for threads
+
     pool, done = ThreadPoolExecutor(workers, thread_name_prefix="tinytl-check"), 0
     try:
         for start in range(0, len(values), _AT_ONCE):

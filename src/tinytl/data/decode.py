@@ -16,18 +16,28 @@ run other programs (EPS), and nothing here should.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import stat
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tinytl.errors import PhotoError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG opens the two-picture MPO of phones too
+# How a file of each begins, and the module of Pillow that reads it.
+_SIGNATURES = (
+    ("JPEG", (b"\xff\xd8\xff",), "JpegImagePlugin"),
+    ("PNG", (b"\x89PNG\r\n\x1a\n",), "PngImagePlugin"),
+    ("WEBP", (b"RIFF",), "WebPImagePlugin"),
+    ("BMP", (b"BM",), "BmpImagePlugin"),
+    ("GIF", (b"GIF8",), "GifImagePlugin"),
+    ("TIFF", (b"II", b"MM"), "TiffImagePlugin"),
+)
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs; 268 MB as RGB
 
 Size = tuple[int, int]  # width, height: Pillow's order
@@ -113,7 +123,7 @@ def open_photo(path: str | Path) -> Iterator[Photo]:
                 raise _Unsupported("is a device or a pipe: expected a file", "no file")
             if status.st_size == 0:
                 raise _Unsupported("is empty: replace or remove it", "empty")
-            image = stack.enter_context(Image.open(path, formats=FORMATS))
+            image = stack.enter_context(Image.open(path, formats=(_format(path),)))
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             photo = Photo(image, str(path))
@@ -124,6 +134,17 @@ def read_rgb(path: str | Path) -> Image.Image:
     """Read one photograph at full size: mode RGB, upright. Raises PhotoError as `open_photo` does."""
     with open_photo(path) as photo:
         return photo.rgb()
+
+
+def _format(path: str | Path) -> str:
+    """The format of a file by its first bytes, its reader imported: asked for all, Pillow would import all it has."""
+    with open(path, "rb") as file:
+        begin = file.read(16)
+    for name, signatures, module in _SIGNATURES:
+        if begin.startswith(signatures):
+            importlib.import_module(f"PIL.{module}")
+            return name
+    raise UnidentifiedImageError
 
 
 class _Unsupported(Exception):
@@ -185,11 +206,17 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+@functools.cache
+def _eight_bits() -> list[int]:
+    """For each of 16 bits the nearest of 8."""
+    return [(grey * 255 + 32767) // 65535 for grey in range(65536)]
+
+
 def _to_rgb(image: Image.Image, png: bool) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and png):
         # A PNG has at most 16 bits, which older versions of Pillow give as mode I.
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        grey = image if image.mode == "I" else image.convert("I")
+        return grey.point(_eight_bits(), "L").convert("RGB")
     if image.mode in ("I", "F"):
         raise _Unsupported(
             f"has 32-bit pixels (mode {image.mode}), whose range is unknown: convert it to 8 or 16 bits",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 from tinytl._file_hash import file_sha256
@@ -49,8 +48,8 @@ def with_copies_noted(train: PhotoSet, validation: PhotoSet, *, workers: int = 2
             f"{listed(leaks)}; the accuracy on them tells nothing of new photographs",
         )
     return (
-        replace(train, notes=train.notes + train_note),
-        replace(validation, notes=validation.notes + validation_note),
+        train.replaced(notes=train.notes + train_note),
+        validation.replaced(notes=validation.notes + validation_note),
     )
 
 

@@ -10,13 +10,12 @@ shuffle would deal all of them anew and leak what was trained on into validation
 
 from __future__ import annotations
 
-import hashlib
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from tinytl._digest import sha256
 from tinytl.data._walk import entries_of, identity, is_folder, walk
 from tinytl.errors import DataError, InputError
 
@@ -25,19 +24,40 @@ _VALIDATION = ("val", "test")  # the first that is there is used
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
 
 
-@dataclass(frozen=True)
 class PhotoSet:
-    """Photographs and their classes.
+    """Photographs and their classes; not to be changed.
 
     ``root``: the folder that names are relative to. ``classes``: their names; an item's class index points
     here. ``items``: (path, class index), sorted by class, then by name. ``notes``: one line for each thing
     that was left out or is odd, for the user to read.
     """
 
-    root: Path
-    classes: tuple[str, ...]
-    items: tuple[tuple[Path, int], ...]
-    notes: tuple[str, ...] = ()
+    # Written out: `dataclasses` would bring 1 MB of modules into a process that trains in tens of MB.
+    __slots__ = ("classes", "items", "notes", "root")
+
+    def __init__(
+        self,
+        root: Path,
+        classes: tuple[str, ...],
+        items: tuple[tuple[Path, int], ...],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.root, self.classes, self.items, self.notes = root, classes, items, notes
+
+    def replaced(self, **changes: Any) -> PhotoSet:
+        """Return the same with some of its attributes changed."""
+        return PhotoSet(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PhotoSet):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def __hash__(self) -> int:
+        return hash((self.root, self.classes, self.items, self.notes))
+
+    def __repr__(self) -> str:
+        return f"PhotoSet({self.root!r}, {self.classes!r}, {self.items!r}, {self.notes!r})"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -58,7 +78,7 @@ class PhotoSet:
 
         Not of the pixels, which would mean reading every file.
         """
-        digest = hashlib.sha256(repr(self.classes).encode("ascii", "backslashreplace"))
+        digest = sha256(repr(self.classes).encode("ascii", "backslashreplace"))
         for index, (_, label) in enumerate(self.items):
             digest.update(_name_bytes(self.name(index)) + b"\0%d\0" % label)
         return digest.hexdigest()
@@ -78,7 +98,7 @@ class PhotoSet:
         items = sorted(((path, index[label]) for path, label in self.items), key=lambda item: item[1])
         absent = [name for name in classes if name not in self.classes]
         notes = (f"{str(self.root)!r} holds no photographs of {listed(map(repr, absent))}",) if absent else ()
-        return replace(self, classes=tuple(classes), items=tuple(items), notes=self.notes + notes)
+        return self.replaced(classes=tuple(classes), items=tuple(items), notes=self.notes + notes)
 
 
 def scan(root: str | Path, *, classes: Sequence[str] | None = None) -> PhotoSet:
@@ -182,7 +202,7 @@ def split(photos: PhotoSet, fraction: float = 0.2, seed: int = 0) -> tuple[Photo
         tuple(item for index, item in enumerate(photos.items) if (index in chosen) is wanted)
         for wanted in (False, True)
     ]
-    return replace(photos, items=parts[0], notes=photos.notes + note), replace(photos, items=parts[1], notes=())
+    return photos.replaced(items=parts[0], notes=photos.notes + note), photos.replaced(items=parts[1], notes=())
 
 
 def listed(texts: Iterable[str], most: int = 5) -> str:
@@ -206,10 +226,14 @@ def find_photos(folder: str | Path) -> list[Path]:
 
 
 def _rank(name: str, seed: int) -> bytes:
-    return hashlib.sha256(b"%d\0" % seed + _name_bytes(name)).digest()
+    return sha256(b"%d\0" % seed + _name_bytes(name)).digest()
 
 
 def _name_bytes(name: str) -> bytes:
+    if name.isascii():
+        return name.encode()
+    import unicodedata  # for names that need it
+
     # NFC, because macOS stores accents decomposed: the same folder must split alike on both sides of a copy.
     # surrogateescape, because a name on Linux may be bytes that are no UTF-8.
     return unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")

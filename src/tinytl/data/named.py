@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -31,6 +30,8 @@ def resolve(spec: str | Path, *, classes: Sequence[str] | None = None) -> PhotoS
     if name in DATASETS:
         photos = DATASETS[name]()
         return photos if classes is None else photos.aligned_to(classes)
+    import difflib  # not for whom the name is right
+
     if difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5):
         raise UnknownNameError("data set or folder", name, DATASETS)
     also = "" if os.sep in name else f", and no data set of that name (known: {', '.join(sorted(DATASETS))})"

@@ -1,14 +1,11 @@
 """From a photograph to a network's input: bytes (3, R, R), and ``(x / 255 - mean) / std`` of them in float32.
 
-All that is done to a photograph is done in Pillow, at 8 bits a channel: decode, crop, resize, mirror, distort the
-colours. So `pixels` has everything in a quarter of the memory, and calling a transform only normalizes that.
+All that is done to a photograph is done in Pillow, at 8 bits a channel (see `tinytl.data.crops`). So `pixels` has
+everything in a quarter of the memory, and calling a transform only normalizes that.
 
 A training transform is random, but its draws come from ``sample_rng(seed, epoch, index)`` only. So a
 photograph looks the same in an epoch whichever worker reads it, in whatever order, and whether or not the run
 was interrupted.
-
-The random resized crop is chosen on the photograph's full size, before the pixels are read: a large JPEG is
-then decoded at the fraction of its size that the crop needs. Evaluation always decodes at full size.
 """
 
 from __future__ import annotations
@@ -19,23 +16,14 @@ from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance
+from PIL import Image
 
+from tinytl.data import crops
+from tinytl.data.crops import INTERPOLATIONS, RATIO, Box
 from tinytl.data.decode import Photo, Size
 from tinytl.data.normalize import ByteArray, FloatArray, Normalize, Triple
 from tinytl.errors import InputError, UnknownNameError
 
-Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
-
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-# Decode a JPEG at no less than this many times the resolution wanted, then filter: no visible difference.
-_DECODE_GAP = 2.0
-_CROP_TRIES = 10
 # The streams drawn from one seed. Never 0: SeedSequence pads with zeros, so that [s, 0] would repeat [s].
 _ORDER_STREAM, _SAMPLE_STREAM = 1, 2
 
@@ -113,7 +101,7 @@ class TrainTransform:
     mean: Triple
     std: Triple
     scale: tuple[float, float] = (0.22, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = RATIO
     flip: bool = True
     color: bool = False
     interpolation: str = "bicubic"
@@ -136,34 +124,18 @@ class TrainTransform:
 
     def pixels(self, photo: Photo, rng: np.random.Generator) -> ByteArray:
         """Return uint8 (3, R, R), to be read only. Raises DataError where the photograph cannot be read."""
-        box = self.crop(photo.size, rng)
-        side = min(box[2] - box[0], box[3] - box[1])
-        image, factor = photo.reduced(side / (_DECODE_GAP * self.resolution))
-        image = _cut(image, tuple(edge / factor for edge in box), self.resolution, self.interpolation)
+        image = crops.train_pixels(photo, self.crop(photo.size, rng), self.resolution, self.interpolation)
         # Drawn whether used or not, so that an option does not change what the others draw.
-        mirrored, brightness, saturation = rng.random(3)
-        if self.flip and mirrored < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        side, brightness, saturation = rng.random(3)
+        if self.flip and side < 0.5:
+            image = crops.mirrored(image)
         if self.color:
-            image = ImageEnhance.Brightness(image).enhance(1 + (2 * brightness - 1) * 32 / 255)
-            image = ImageEnhance.Color(image).enhance(1 + (2 * saturation - 1) * 0.5)
+            image = crops.distorted(image, brightness, saturation)
         return _bytes_of(image)
 
     def crop(self, size: Size, rng: np.random.Generator) -> Box:
         """Draw a crop of a photograph of ``size`` (width, height), in whole pixels and within it."""
-        width, height = size
-        for _ in range(_CROP_TRIES):
-            area = width * height * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                left = int(rng.integers(width - crop_width + 1))
-                upper = int(rng.integers(height - crop_height + 1))
-                return left, upper, left + crop_width, upper + crop_height
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        crop_width = min(width, max(round(height * ratio), 1))
-        crop_height = min(height, max(round(width / ratio), 1))
-        return _centred(size, crop_width, crop_height)
+        return crops.random_crop(size, self.scale, self.ratio, rng.uniform, lambda count: int(rng.integers(count)))
 
 
 @dataclass(frozen=True)
@@ -199,33 +171,11 @@ class EvalTransform:
 
     def pixels(self, photo: Photo, rng: np.random.Generator | None = None) -> ByteArray:
         """Return uint8 (3, R, R), to be read only; draws nothing. Raises as calling it does."""
-        box, side = self.crop(photo.size), self.resolution
-        key = (box, side, self.interpolation)
-        image = photo.memo(key, side * side, lambda: _cut(photo.rgb(), box, side, self.interpolation))
-        return _bytes_of(image)
+        return _bytes_of(crops.eval_pixels(photo, self.crop(photo.size), self.resolution, self.interpolation))
 
     def crop(self, size: Size) -> Box:
         """Return the square that is evaluated of a photograph of ``size``, in whole pixels."""
-        side = max(int(min(size) * self.crop_fraction), 1)
-        return _centred(size, side, side)
-
-
-def _centred(size: Size, width: int, height: int) -> Box:
-    left, upper = (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
-    return left, upper, left + width, upper + height
-
-
-def _cut(image: Image.Image, box: tuple[float, ...], resolution: int, interpolation: str) -> Image.Image:
-    """Cut out ``box`` and resize it to R x R.
-
-    Cut first: Pillow's ``resize(box=...)`` alone would let the filter see beyond the edge of the box.
-    """
-    left, upper, right, lower = box
-    x, y = math.floor(left), math.floor(upper)
-    image = image.crop((x, y, min(math.ceil(right), image.width), min(math.ceil(lower), image.height)))
-    # What is left of the box's fractions, after a decoding at reduced size; else this is the whole image.
-    inner = (left - x, upper - y, min(right - x, image.width), min(lower - y, image.height))
-    return image.resize((resolution, resolution), INTERPOLATIONS[interpolation], box=inner)
+        return crops.eval_box(size, self.crop_fraction)
 
 
 def _bytes_of(image: Image.Image) -> ByteArray:

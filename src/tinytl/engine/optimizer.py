@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-
 import torch
 from torch import Tensor, nn
 
+from tinytl._schedule import learning_rate, step_seed
 from tinytl.spec import FitOptions
 
 from .eight_bit import Adam8bit, SGD8bit
 
-
-def learning_rate(step: int, batches: int, options: FitOptions) -> float:
-    """Return the rate of a step (from 0): linear warm-up, then ``lr/2 (1 + cos(pi t/T))`` over T steps."""
-    warmup = options.warmup_epochs * batches
-    if step < warmup:
-        return options.lr * (step + 1) / warmup
-    done = (step - warmup) / (options.epochs * batches - warmup)
-    return 0.5 * options.lr * (1.0 + math.cos(math.pi * done))
+__all__ = ["learning_rate", "make_optimizer", "match_strides", "seed_generators"]
 
 
 def make_optimizer(parameters: list[nn.Parameter], options: FitOptions) -> torch.optim.Optimizer:
@@ -42,7 +33,7 @@ def make_optimizer(parameters: list[nn.Parameter], options: FitOptions) -> torch
 
 def seed_generators(seed: int, step: int, device: torch.device) -> None:
     """Seed torch's generators of the CPU and of ``device`` from (seed, step): equal pairs, equal draws."""
-    value = int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "little") >> 1
+    value = step_seed(seed, step)
     torch.default_generator.manual_seed(value)  # torch.manual_seed would also format a stack trace for CUDA
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -5,7 +5,9 @@ So a whole inverted bottleneck is one autograd node. The lean modules of one ope
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import cast
 
 import torch
@@ -46,6 +48,7 @@ __all__ = [
     "image_dropout",
     "is_hooked",
     "stages_of",
+    "take_dropout",
 ]
 
 Pair = tuple[int, int]
@@ -153,10 +156,27 @@ def image_dropout(input: Tensor, p: float) -> Tensor:
     """`input`, each element 0 with probability `p` and else divided by 1 - p; one image is drawn after another."""
     if p == 0.0:
         return input
+    taker = _dropout_taker.get()
+    if taker is not None:
+        return taker(input, p)
     mask = torch.empty_like(input)
     for image in mask:
         image.bernoulli_(1.0 - p)
     return input * mask.div_(1.0 - p) if p < 1.0 else input * mask
+
+
+DropoutTaker = Callable[[Tensor, float], Tensor]
+_dropout_taker: ContextVar[DropoutTaker | None] = ContextVar("dropout taker", default=None)
+
+
+@contextlib.contextmanager
+def take_dropout(taker: DropoutTaker) -> Iterator[None]:
+    """Let `taker(input, p)` make the output of every dropout while the context lasts, in this thread."""
+    token = _dropout_taker.set(taker)
+    try:
+        yield
+    finally:
+        _dropout_taker.reset(token)
 
 
 class LeanForward:

@@ -1,0 +1,130 @@
+// The product behind a convolution, forward and by input: blocks that fit the threads' scratch memory, and who does
+// what.
+//
+// For each group of channels, each run of panels and each piece of k: the panels are packed once, then all rows go past
+// them. Threads share the rows where there are many of them, and the panels where packing is what costs. Rows are cut
+// into parts that do not depend on the number of threads; sums over rows are taken part by part.
+#pragma once
+
+#include "../runtime/call.hpp"
+#include "conv_finish.hpp"
+#include "conv_gather.hpp"
+
+namespace tinytl {
+namespace TINYTL_ISA {
+
+// Floats of a thread's scratch memory.
+inline constexpr int64_t scratch_floats = scratch_per_thread / 4;
+inline constexpr int64_t sum_floats = 8192;       // sums over rows: parts x channels
+inline constexpr int64_t block_rows = 512;        // rows gathered at a time, at most
+inline constexpr int64_t gathered_floats = 18432; // of A, where it has to be gathered
+inline constexpr int64_t most_parts = 16, part_rows = 64;
+inline constexpr int64_t k_piece = 512;  // k at a time: the sums are kept in registers that long
+
+static inline int64_t parts_of(int64_t rows, int64_t channels) {
+    return most(1, least(least(rows / part_rows, most_parts), sum_floats / channels));
+}
+
+// Writes the panel of `width` columns from `first` on, of k0 to k1, to `to`. A pointer, so that the product is compiled
+// once for all types of weights.
+struct Pack {
+    void (*write)(const void* data, float* to, int64_t group, int64_t first, int64_t width, int64_t k0, int64_t k1);
+    const void* data;
+
+    template <class Body>
+    explicit Pack(const Body& body)
+        : write([](const void* data, float* to, int64_t group, int64_t first, int64_t width, int64_t k0, int64_t k1) {
+              (*static_cast<const Body*>(data))(to, group, first, width, k0, k1);
+          }),
+          data(&body) {}
+};
+
+// Multiply the rows of A by the columns of each group, and hand each tile to `finish`. `aligned`: whether each panel's
+// bits of the mask are whole bytes. `sums`: whether sums over rows are wanted; they are left at the beginning of each
+// thread's scratch memory, (parts, channels), see `add_sums` in conv_dx.cpp.
+template <class Finish>
+void multiply_rows(const Call& call, const Gather& g, int64_t groups, int64_t columns, bool aligned, const Pack& pack,
+                   const Finish& finish, bool sums) {
+    const Panels panels(columns);
+    const int64_t rows = g.rows(), k = g.k(), channels = groups * columns;
+    if (rows == 0) return;
+    const int64_t parts = parts_of(rows, channels), units = groups * panels.count, threads = call.threads.count();
+    const bool direct = g.direct(), in_order = g.in_order();
+
+    const int64_t k_pieces = most(1, pieces(k, k_piece)), k_size = most(1, pieces(k, k_pieces));
+    const int64_t panel_floats =
+        scratch_floats - sum_floats - 2 * block_rows - (direct ? 0 : gathered_floats);
+    const int64_t at_once = panel_floats / (k_size * W);  // vectors of columns whose panels fit
+    const int64_t block =
+        direct ? most(48, least(block_rows, 16384 / k_size)) : least(block_rows, gathered_floats / k_size);
+
+    // In multiply-adds of one vector for each k: packing a vector costs about 8, gathering a row about 3.
+    const int64_t vectors = groups * pieces(columns, W), gathering = direct ? 0 : 3 * rows;
+    const int64_t by_rows = vectors * (pieces(parts, threads) * rows / parts + 8) + gathering / threads;
+    const int64_t by_columns = pieces(units, threads) * pieces(vectors, units) * (rows + 8) + gathering;
+    const bool share_rows = by_rows <= by_columns || !aligned;
+
+    call.threads.run([&](int thread) {
+        const int64_t unit_begin = share_rows ? 0 : units * thread / threads;
+        const int64_t unit_end = share_rows ? units : units * (thread + 1) / threads;
+        const int64_t part_begin = share_rows ? parts * thread / threads : 0;
+        const int64_t part_end = share_rows ? parts * (thread + 1) / threads : parts;
+        float* own_sums = reinterpret_cast<float*>(call.scratch_of(thread));
+        int64_t* pixels = reinterpret_cast<int64_t*>(own_sums + sum_floats);
+        float* packed = reinterpret_cast<float*>(pixels + block_rows);
+        float* gathered = packed + panel_floats;
+        if (sums) clear_floats(own_sums, parts * channels);
+        if (part_begin == part_end) return;
+
+        for (int64_t unit = unit_begin; unit < unit_end;) {
+            const int64_t group = unit / panels.count, p0 = unit % panels.count;
+            int64_t p1 = p0, wide = 0;
+            while (p1 < panels.count && unit + p1 - p0 < unit_end && (p1 == p0 || wide + panels.vectors(p1) <= at_once))
+                wide += panels.vectors(p1++);
+            unit += p1 - p0;
+            for (int64_t piece = 0; piece < k_pieces; ++piece) {
+                const int64_t k0 = piece * k_size, k1 = least(k, k0 + k_size);
+                int64_t at = 0;
+                for (int64_t p = p0; p < p1; ++p) {
+                    pack.write(pack.data, packed + at, group, panels.begin(p), panels.width(p), k0, k1);
+                    at += (k1 - k0) * panels.vectors(p) * W;
+                }
+                for (int64_t part = part_begin; part < part_end; ++part) {
+                    const int64_t row_end = rows * (part + 1) / parts;
+                    for (int64_t row = rows * part / parts, n; row < row_end; row += n) {
+                        n = pieces(row_end - row, pieces(row_end - row, block));
+                        const float* a = gathered;
+                        int64_t stride = k1 - k0;
+                        if (direct) {
+                            a = g.source + row * g.channels + group * g.depth + k0;
+                            stride = g.channels;
+                        } else if (k1 > k0) {
+                            gather_rows(g, group * g.depth, row, n, k0, k1, gathered, stride);
+                        }
+                        if (!in_order) target_pixels(g, row, n, pixels);
+                        const float* b = packed;
+                        for (int64_t p = p0; p < p1; ++p) {
+                            const int64_t nv = panels.vectors(p), channel = group * columns + panels.begin(p);
+                            const int64_t tiles = pieces(n, rows_of_tile(nv));
+                            for (int64_t t = 0; t < tiles; ++t) {
+                                const int64_t r0 = n * t / tiles, r1 = n * (t + 1) / tiles;
+                                const Spot spot{in_order ? nullptr : pixels + r0,
+                                                row + r0,
+                                                channel,
+                                                panels.width(p),
+                                                piece == 0,
+                                                piece == k_pieces - 1,
+                                                sums ? own_sums + part * channels + channel : nullptr};
+                                any_tile<false>(nv, r1 - r0, {a + r0 * stride, stride, b, k1 - k0}, finish, spot);
+                            }
+                            b += (k1 - k0) * nv * W;
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+}  // namespace TINYTL_ISA
+}  // namespace tinytl

@@ -1,0 +1,277 @@
+"""The compiled step beside stock PyTorch's, measured in one run: bytes, seconds, and where the seconds go.
+
+Of each row a program is compiled, and three things are done with it:
+
+- a process of its own, the stand-alone program without Python, takes a few steps and tells its resident set at the
+  most, and how long it was from the file on the disk to the end of the first step;
+- in this process its steps take turns with those of stock PyTorch training the same method, and FT-Full, each in both
+  memory layouts, of which the one with the lower median counts. Before each step there is a pause, in which the threads
+  of whoever was before stop waiting for more;
+- its instructions are timed one by one, and the multiply-adds of the step are held against what the machine's units
+  reach at best (`Executor.gemm_peak`).
+
+The weights are random, which no byte and no time depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinytl.compiler.compile import compile_network
+from tinytl.compiler.cost import multiply_adds
+from tinytl.compiler.file import write_program
+from tinytl.compiler.program import Program
+from tinytl.errors import InputError, TinyTLError
+from tinytl.memory.profile import candidate, stock_layouts
+from tinytl.memory.rss import rss_delta
+from tinytl.memory.step import StepSpec, build_network
+from tinytl.runtime._library import stand_alone
+from tinytl.runtime.executor import Executor
+
+PAUSE_SECONDS = 0.02
+STANDALONE_STEPS = 4
+STREAMS = ("begin", "micro", "finish")
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """One program to measure: its method, norm and bits."""
+
+    method: str
+    norm: str = "bn"
+    frozen_bits: int = 8
+    optimizer_bits: int = 32
+
+
+ROWS = (
+    DeviceRow("tinytl-b"),
+    DeviceRow("tinytl-b", frozen_bits=32),
+    DeviceRow("tinytl-l+b"),
+    DeviceRow("tinytl-l+b", optimizer_bits=8),
+    DeviceRow("tinytl-l+b", "gn"),
+    DeviceRow("tinytl-l+b", "gn", optimizer_bits=8),
+)
+"""Those of issue 5."""
+
+
+def device_rows(
+    base: StepSpec,
+    rows: Sequence[DeviceRow] = ROWS,
+    *,
+    turns: int = 15,
+    stock: bool = True,
+    on_row: Callable[[str], object] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Measure `rows` as variations of `base`, of which backbone, resolution, classes, batch and threads are taken.
+
+    Args:
+        base: its `threads` are those of both sides; None: PyTorch's.
+        rows: what to measure.
+        turns: steps of each side, one after the other; 2 or more.
+        stock: compare with stock PyTorch; else those figures are None.
+        on_row: told what is measured next.
+
+    Returns:
+        For each row a dict: `method`, `norm`, `optimizer_bits`, `frozen_bits`, `threads`, `isa`, `micro_batch`,
+        `peak_rss_bytes`, `first_step_seconds` (from the file to the end of the first step), `arena_planned_bytes`,
+        `arena_used_bytes`, `data_bytes`, `step_seconds` (median), `stock_step_seconds`, `stock_full_step_seconds`,
+        `ratio`, `ratio_low`, `ratio_high` (of turns, against stock of the same method; `full_ratio...`: FT-Full),
+        `stock_peak_rss_bytes`, `multiply_adds` (of a step), `gemm_peak` (multiply-adds a second), `gemm_peak_share`,
+        `by_op` ({op: {`seconds`, `multiply_adds`, `share`}}, a step).
+
+    Raises:
+        InputError: fewer than 2 turns, or the executor or the stand-alone program was not built.
+    """
+    if turns < 2:
+        raise InputError(f"turns is {turns}: expected 2 or more, quartiles need them")
+    program_path = stand_alone()
+    threads = base.threads or torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for norm in dict.fromkeys(row.norm for row in rows):
+                mine = [row for row in rows if row.norm == norm]
+                programs = []
+                for number, row in enumerate(mine):
+                    on_row(f"{row.method}, {norm}: compiling")
+                    path = Path(folder) / f"{norm}{number}.ttl"
+                    programs.append((row, _compiled(base, row, threads, path), path))
+                found += _measured(base, programs, program_path, threads, turns, stock, on_row)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _compiled(base: StepSpec, row: DeviceRow, threads: int, path: Path) -> Program:
+    spec = replace(base, method=row.method, norm=row.norm, frozen_bits=row.frozen_bits)  # pyright: ignore
+    model, adaptation = build_network(spec)
+    program = compile_network(
+        model,
+        adaptation,
+        resolution=base.resolution,
+        batch=base.batch_size,
+        optimizer_bits=row.optimizer_bits,
+        threads=threads,
+    )
+    write_program(program, path)
+    return program
+
+
+def _measured(
+    base: StepSpec,
+    programs: list[tuple[DeviceRow, Program, Path]],
+    program_path: Path,
+    threads: int,
+    turns: int,
+    stock: bool,
+    on_row: Callable[[str], object],
+) -> list[dict[str, Any]]:
+    """The rows of one norm, whose stock steps they share."""
+    norm = programs[0][0].norm
+    alone = []
+    for row, _, path in programs:
+        on_row(f"{row.method}, {norm}: alone")
+        alone.append(run_standalone(program_path, path, threads))
+    steps: dict[Any, Callable[[], object]] = {}
+    executors = [Executor(path, threads) for _, _, path in programs]
+    rss: dict[str, int | None] = {}
+    try:
+        for number, executor in enumerate(executors):
+            _fill(executor)
+            steps["device", number] = _step_of(executor)
+        for method in dict.fromkeys([row.method for row, _, _ in programs] + ["ft-full"]) if stock else ():
+            on_row(f"{method}, {norm}: stock")
+            spec = replace(base, method=method, norm=norm, lean=False, threads=threads, memory_budget=None)  # pyright: ignore
+            for layout in stock_layouts(spec):
+                steps["stock", method, layout] = candidate(spec, layout).step
+            grown = rss_delta(spec)
+            rss[method] = None if grown is None else int(grown["rss_peak_bytes"])
+        on_row(f"{norm}: steps in turns")
+        seconds = _in_turns(steps, turns)
+        timed = []
+        for (row, _, _), executor in zip(programs, executors, strict=True):
+            on_row(f"{row.method}, {norm}: instruction by instruction")
+            timed.append((executor.gemm_peak() * 1e9, _by_op(executor, _step_of(executor), turns)))
+    finally:
+        for executor in executors:
+            executor.close()
+    rows = []
+    for number, (row, program, _) in enumerate(programs):
+        own, process = seconds["device", number], alone[number]
+        peak, by_op = timed[number]
+        work = step_multiply_adds(program)
+        for op, share in work.items():
+            by_op[op] |= {"multiply_adds": share, "share": share / by_op[op]["seconds"] / peak}
+        total = sum(work.values())
+        rows.append(
+            {
+                "method": row.method,
+                "norm": row.norm,
+                "optimizer_bits": row.optimizer_bits,
+                "frozen_bits": row.frozen_bits,
+                "threads": threads,
+                "isa": process["isa"],
+                "micro_batch": process["micro_batch"],
+                "peak_rss_bytes": process["peak_rss_bytes"],
+                "first_step_seconds": process["open_seconds"] + process["first_step_seconds"],
+                "arena_planned_bytes": process["arena_planned_bytes"],
+                "arena_used_bytes": process["arena_used_bytes"],
+                "data_bytes": process["data_bytes"],
+                "step_seconds": statistics.median(own),
+                **_against(own, seconds, row.method, "stock_step_seconds", ""),
+                **_against(own, seconds, "ft-full", "stock_full_step_seconds", "full_"),
+                "stock_peak_rss_bytes": rss.get(row.method),
+                "multiply_adds": total,
+                "gemm_peak": peak,
+                "gemm_peak_share": total / statistics.median(own) / peak,
+                "by_op": dict(by_op),
+            }
+        )
+    return rows
+
+
+def run_standalone(program: Path, path: Path, threads: int) -> dict[str, Any]:
+    """What `tinytl-step --json` tells of a few steps of the program at `path`, in a process of its own."""
+    command = [str(program), str(path), "--steps", str(STANDALONE_STEPS), "--threads", str(threads), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TinyTLError(f"{program.name} ended with status {done.returncode}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def step_multiply_adds(program: Program) -> dict[str, int]:
+    """Multiply-adds of one step on a whole batch, by op, of convolutions in every direction; others have none."""
+    found: dict[str, int] = defaultdict(int)
+    for stream in STREAMS:
+        for one in program.streams.get(stream, ()):
+            work = multiply_adds(program, one) * (program.batch if stream == "micro" else 1)
+            if work:
+                found[one.op] += work
+    return dict(found)
+
+
+def _fill(executor: Executor) -> None:
+    """Give it a batch: bytes and labels that look like nothing in particular."""
+    pixels = memoryview(executor.images).cast("B")
+    pattern = bytes((i * 151 + (i >> 5) * 29) & 255 for i in range(4099))  # a prime's length: no two images alike
+    for begin in range(0, len(pixels), len(pattern)):
+        end = min(begin + len(pattern), len(pixels))
+        pixels[begin:end] = pattern[: end - begin]
+    for number in range(executor.batch):
+        executor.labels[number] = number % executor.classes
+
+
+def _step_of(executor: Executor) -> Callable[[], object]:
+    return lambda: executor.step(executor.batch, 1e-5)
+
+
+def _in_turns(steps: dict[Any, Callable[[], object]], turns: int) -> dict[Any, list[float]]:
+    """Seconds of each step, one of each a turn, behind a first turn that is not counted."""
+    seconds: dict[Any, list[float]] = {name: [] for name in steps}
+    for turn in range(turns + 1):
+        for name, step in steps.items():
+            time.sleep(PAUSE_SECONDS)
+            begun = time.perf_counter()
+            step()
+            if turn:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def _by_op(executor: Executor, step: Callable[[], object], steps: int) -> dict[str, dict[str, float]]:
+    """Seconds a step of each op, the longest first."""
+    executor.timing(True)
+    for _ in range(steps):
+        step()
+    found: dict[str, float] = defaultdict(float)
+    for stream in STREAMS:
+        for op, spent in zip(executor.instructions(stream), executor.seconds(stream), strict=True):
+            found[op] += spent / steps
+    executor.timing(False)
+    return {op: {"seconds": spent} for op, spent in sorted(found.items(), key=lambda pair: -pair[1])}
+
+
+def _against(
+    own: Sequence[float], seconds: dict[Any, list[float]], method: str, name: str, prefix: str
+) -> dict[str, Any]:
+    """The faster layout of stock's median, and the ratio of turns with its quartiles."""
+    others: Iterable[list[float]] = [times for key, times in seconds.items() if key[:2] == ("stock", method)]
+    best = min(others, key=statistics.median, default=None)
+    keys = (f"{prefix}ratio_low", f"{prefix}ratio", f"{prefix}ratio_high")
+    if best is None:
+        return {name: None, **dict.fromkeys(keys)}
+    quartiles = statistics.quantiles([a / b for a, b in zip(own, best, strict=True)], n=4)
+    return {name: statistics.median(best), **dict(zip(keys, quartiles, strict=True))}
