@@ -41,7 +41,8 @@ def page(results: dict[str, Any]) -> str:
         "Made by `python -m benchmarks.device` (`make bench-device`; `tinytl bench device` shows the same on any "
         "machine); do not edit. ProxylessNAS-Mobile, 224 px, 102 classes, batch 8, Adam, on "
         f"{sentence(results['machine'])}. MB are 10^6 bytes. Process: the most that the stand-alone program has "
-        "resident, everything included; stock process: Python with PyTorch taking one step. Steps are taken in turns; "
+        "resident, everything included; from Python: `python -m tinytl.runtime train`, an epoch on photographs; stock "
+        "process: Python with PyTorch taking one step. Steps are taken in turns; "
         f"ratios are medians over {results['turns']} turns, with their quartiles, against stock's faster memory "
         "layout.\n",
         markdown(rows, columns()),

@@ -86,6 +86,7 @@ def device_table(results: dict[str, Any]) -> str:
         Column("label", "method"),
         Column("bits", "bits: frozen weights / Adam"),
         Column("peak_rss_bytes", "process", "MB"),
+        Column("python_peak_rss_bytes", "from Python", "MB"),
         Column("stock_peak_rss_bytes", "stock PyTorch's process", "MB", 0),
         Column("step_seconds", "step", "ms", 0),
         Column("ratio", "time / stock's", "x", 2),

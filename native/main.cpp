@@ -107,7 +107,8 @@ public:
             done += now;
             if (now) read_ += now;
             else if (!read_) refuse(std::string(path_) + ": holds less than one item of " + std::to_string(bytes) + " bytes");
-            else std::rewind(file_);
+            else if (std::ferror(file_) || std::fseek(file_, 0, SEEK_SET))
+                refuse(std::string(path_) + ": cannot be read again from its start: give a regular file");
         }
     }
     uint32_t next() {

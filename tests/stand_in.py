@@ -25,7 +25,7 @@ COLOURS = 3
 QUARTERS = 4
 FEATURES = QUARTERS * COLOURS
 CLASSES = ("blue", "green", "red")
-CARRIED = {"norm.running_mean": ("F32", array("f", [0.5, -1.5])), "norm.batches": ("I64", array("q", [7]))}
+CARRIED = {"norm.running_mean": ("F32", array("f", [0.5, -1.5])), "norm.num_batches_tracked": ("I64", array("q", [7]))}
 
 
 def write_program(path: Path, classes: Sequence[str] = CLASSES, **train: Any) -> Path:
@@ -91,6 +91,7 @@ class StandIn:
         self._text = raw[begin : begin + size]
         self.batch, self.micro_batch, self.height, self.width = 4, 2, 16, 16
         self.threads, self.arena_bytes, self.bad_tensor = max(threads, 1), 4096, -1
+        self.tensors = 4
         self.classes = len(self.meta["delta"]["classes"])
         weights = self.classes * FEATURES
         self._sizes = (weights, self.classes, FEATURES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from tests import small_run
 from tests.command_line import tinytl
+from tests.native import rehashed
 from tests.photographs import make_photographs
 from tinytl.backbones import BACKBONES
 from tinytl.compiler.file import read_program
@@ -135,6 +137,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, finished: Path
     assert "nothing is given to compile for" in tinytl("compile", *o).line
     assert "and --classes are given" in tinytl("compile", photos, "--classes", 3, *o).line
     assert "classes is 'x'" in tinytl("compile", "--classes", "x", *o).line
+    assert "classes is 100001, expected 1 to 100,000" in tinytl("compile", "--classes", 100_001, *o).line
+    many = "9" * 5000  # more digits than Python reads
+    assert "a number of 5,000 digits, expected 1 to 100,000" in tinytl("compile", "--classes", many, *o).line
     assert "is a folder: name the file" in tinytl("compile", "--classes", 3, *SMALL, "-o", out).line
     assert "cannot write" in tinytl("compile", "--classes", 3, *SMALL, "-o", out / "no" / "a.ttl").line
     line = tinytl("compile", "--classes", 3, *SMALL, "--memory-budget", "1kB", *o).line
@@ -154,4 +159,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, finished: Path
     content[-1] ^= 1
     (tmp_path / "bad.ttl").write_bytes(content)
     assert "SHA-256" in tinytl("inspect", tmp_path / "bad.ttl").line
+    content[8] = 2
+    (tmp_path / "bad.ttl").write_bytes(content)
+    line = tinytl("inspect", tmp_path / "bad.ttl").line
+    assert line.endswith("of version 2, and this tinytl reads 1; upgrade tinytl (pip install --upgrade tinytl)")
+    content = bytearray((tmp_path / "fits.ttl").read_bytes())
+    struct.pack_into("<Q", content, 96, struct.unpack_from("<Q", content, 96)[0] + 4)  # where CODE begins
+    struct.pack_into("<Q", content, 104, struct.unpack_from("<Q", content, 104)[0] - 4)
+    (tmp_path / "bad.ttl").write_bytes(rehashed(bytes(content)))
+    assert "its CODE lies at" in tinytl("inspect", tmp_path / "bad.ttl").line
     assert "cannot write" in tinytl("inspect", tmp_path / "fits.ttl", "--picture", tmp_path / "no" / "a.png").line

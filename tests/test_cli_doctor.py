@@ -13,6 +13,7 @@ import torch
 import tinytl as package
 from tinytl import _machine, doctor
 from tinytl.ops import _native
+from tinytl.runtime import _library
 
 from .command_line import tinytl
 from .test_cli import promised, promised_parts
@@ -61,6 +62,11 @@ def test_json() -> None:
     assert set(found["folders"]) == {"runs", "cache"}
     assert all(set(entry) == {"path", "free_bytes", "writable"} for entry in found["folders"].values())
     assert found["compiled_passes"]["present"] == (_native.KERNELS is not None)
+    assert found["executor"]["present"] == (_library.HERE / "libtinytl.so").exists()
+    assert found["executor"]["isa"] in (
+        ("avx512", "avx2", "neon", "plain") if found["executor"]["present"] else (None,)
+    )
+    assert set(found["executor"]) == {"present", "isa"}
     assert set(found["extras"]) == set(doctor.EXTRAS)
     assert all(set(entry) == promised_parts("doctor", "extras") for entry in found["extras"].values())
     assert all(set(entry) == {"level", "text"} for entry in found["findings"])
@@ -74,6 +80,7 @@ def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.status, done.err) == (0, "")
     assert f"torch           {torch.__version__}\n" in done.out
     assert "compiled passes " in done.out
+    assert "\nexecutor        " in done.out
     assert "\n[timm] " in done.out
 
 
@@ -131,6 +138,17 @@ def test_the_compiled_passes_are_missing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report.ok
     assert report.compiled_passes == {"present": False, "compiler": None}
     assert "install a C++17 compiler, then install tinytl again" in advice(report)
+
+
+def test_the_executor_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_library, "HERE", tmp_path)
+    _library.library.cache_clear()
+    report = examined()
+    assert report.ok
+    assert report.executor == {"present": False, "isa": None}
+    assert "--engine device: the executor of compiled programs was not built" in advice(report)
+    (tmp_path / "libtinytl.so").write_text("of another machine")
+    assert "libtinytl.so cannot be loaded" in advice(examined())
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def test_what_is_no_size(value: object) -> None:
         (TrainSpec, "flip", 1),
         (RunOptions, "workers", -1),
         (RunOptions, "threads", 0),
+        (RunOptions, "threads", 1025),
         (RunOptions, "checkpoint_steps", 0.5),
         (RunOptions, "checkpoint_seconds", float("nan")),
         (RunOptions, "strict", "yes"),

@@ -20,7 +20,7 @@ from tinytl.compiler.describe import describe
 from tinytl.compiler.differentiate import training_program
 from tinytl.compiler.inspect import step_multiply_adds
 from tinytl.compiler.picture import draw_arena
-from tinytl.compiler.plan import plan, stretch_names, total_bytes
+from tinytl.compiler.plan import _Network, _options, _ways, plan, stretch_names, total_bytes
 from tinytl.compiler.program import SCRATCH_PER_THREAD, Program
 from tinytl.compiler.step_options import StepOptions
 from tinytl.errors import BudgetError, InputError
@@ -91,6 +91,18 @@ def test_what_nothing_fits_is_refused_by_the_least_that_would_do() -> None:
     assert total_bytes(program) <= least
     with pytest.raises(BudgetError):
         plan(captured("gn"), OPTIONS, budget_bytes=least - 64)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["ft-full", "tinytl-l+b"])
+def test_the_least_that_is_named_is_the_least_of_all_ways(name: str, batch: int) -> None:
+    network, options = captured(name=name), replace(OPTIONS, batch=batch)
+    ways = list(_ways(_Network(network, options), batch, None, None))
+    least = min(total_bytes(lay_out(training_program(network, _options(options, way)))) for way in ways)
+    with pytest.raises(BudgetError) as error:
+        plan(network, options, budget_bytes=1000)
+    assert error.value.least_bytes == least
+    assert total_bytes(plan(network, options, budget_bytes=least)) <= least
 
 
 def test_what_is_given_is_taken() -> None:

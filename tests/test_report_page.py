@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests import browser as browsers
 from tests.small_run import NAME, entry, make_spec
 from tinytl._run_page import report_run
 from tinytl.backbones import BACKBONES
+from tinytl.config import FILE as CONFIG
+from tinytl.config import write_config
 from tinytl.data import EvalTransform, Loader, scan
 from tinytl.engine import Evaluation
 from tinytl.errors import DataError, InputError, RunError
@@ -339,6 +342,21 @@ def test_photographs_that_changed_are_noted(run: RunResult, tmp_path: Path) -> N
     (moved / gone).unlink()
     done = report_run(run.out, tmp_path / "page.html", photos=str(moved), workers=0)
     assert any("added or removed" in note for note in done.notes)
+
+
+def test_the_devices_budget_is_not_the_labs(run: RunResult, tmp_path: Path) -> None:
+    folder, spec = tmp_path / "run", run.prepared.spec
+    shutil.copytree(run.out, folder)
+    (folder / CONFIG).unlink()
+    lab = dataclasses.replace(spec, memory_budget=100_000)  # less than any plan of the lab takes
+    write_config(folder / CONFIG, lab, RunOptions())
+    with pytest.raises(InputError, match="memory_budget is"):
+        report_run(folder, workers=0)
+    (folder / CONFIG).unlink()
+    write_config(folder / CONFIG, dataclasses.replace(lab, engine="device"), RunOptions())
+    done = report_run(folder, workers=0)
+    assert done.evaluation.top1 == run.evaluation.top1
+    assert "100000" in Reader(done.path.read_text()).texts  # the setting is shown as it was
 
 
 def test_what_cannot_be_reported_on(run: RunResult, tmp_path: Path) -> None:

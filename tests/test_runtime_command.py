@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,105 @@ def test_a_changed_program_is_one_line(run: Any, program: Path, photos: Path, tm
     done = run("train", tmp_path / "changed.ttl", photos, "--out", tmp_path / "run")
     assert (done.status, done.error.count("\n")) == (2, 1)
     assert "hash does not match" in done.error
+
+
+def test_answers_that_are_none_are_one_line(
+    run: Any, program: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert run("train", program, photos, "--out", out, "--quiet").status == 0
+    monkeypatch.setattr(StandIn, "evaluate", lambda self, count: array("f", [float("inf")] * count * self.classes))
+    for words in (
+        ("evaluate", program, photos),
+        ("predict", program, photos),
+        ("train", program, photos, "--out", out, "--resume"),
+    ):
+        for more in ((), ("--json",)):
+            done = run(*words, *more)
+            assert (done.status, done.error.count("\n")) == (2, 1)
+            assert "the network's answers are NaN or infinite: " in done.error
+            assert "lower learning rate (train --lr)" in done.error
+
+
+def put(*at: Any) -> Any:
+    """What writes the last of `at` into a META, at the place that the others name."""
+
+    def change(meta: Any) -> None:
+        *way, key, value = at
+        for step in way:
+            meta = meta[step]
+        meta[key] = value
+
+    return change
+
+
+LOOKS = ("delta", "preprocessing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta: meta.pop("learned"), "compiled without its learned"),
+        (put("learned", {}), "learned is no list"),
+        (put("learned", 0, "head.weight"), "learned holds an entry without a key"),
+        (put("learned", 0, "key", 3), "learned holds an entry without a key"),
+        (put("learned", 0, "shape", [3, -1]), "learned 'head.weight' has no shape"),
+        (put("learned", 0, "shape", [3, 3, 2, 1]), "learned 'head.weight' is not what its tensor holds"),
+        (put("learned", 0, "tensor", 4), "learned 'head.weight' is in no tensor"),
+        (put("learned", 0, "tensor", True), "learned 'head.weight' is in no tensor"),
+        (put("learned", 0, "layout", "HWC"), "learned 'head.weight' has no layout"),
+        (put("learned", 1, "key", "head.weight"), "name a tensor twice"),
+        (put("carried", None), "carried is no list"),
+        (put("carried", 0, "dtype", ["F32"]), "carried 'norm.running_mean' has no place"),
+        (put("carried", 0, "bytes", 4), "carried 'norm.running_mean' has no place"),
+        (put("carried", 0, "offset", -64), "carried 'norm.running_mean' has no place"),
+        (put("tensors", ["head.weight"]), "tensors are not 4 names"),
+        (put("train", []), "train is no object"),
+        (put("delta", "delta"), "delta is no object"),
+        (put("delta", "method", "tinytl-b"), "delta does not name its method"),
+        (put("delta", "backbone", None), "delta does not name its backbone"),
+        (put("delta", "extra", None), "delta has an extra that is no object"),
+        (put("delta", "classes", 3), "delta does not name its 3 classes"),
+        (put("delta", "classes", ["a", "b"]), "delta does not name its 3 classes"),
+        (put("delta", "classes", [[], [], []]), "delta does not name its 3 classes"),
+        (put(*LOOKS, None), "delta has no preprocessing"),
+        (lambda meta: meta["delta"].pop("preprocessing"), "delta has no preprocessing"),
+        (put(*LOOKS, "mean", 0.5), "mean is not 3 numbers"),
+        (put(*LOOKS, "crop_fraction", "0.9"), "crop_fraction is not above 0"),
+        (put(*LOOKS, "interpolation", {}), "interpolation is no name"),
+        (put(*LOOKS, "resolution", 32), "resolution is not that of the 16 x 16 pixels"),
+        (put(*LOOKS, "resolution", 16.5), "resolution is not that of the 16 x 16 pixels"),
+    ],
+)
+def test_a_foreign_meta_is_one_line(
+    run: Any,
+    change: Any,
+    message: str,
+    program: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Foreign(StandIn):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            meta = self.meta
+            change(meta)
+            self._text = json.dumps(meta).encode()
+
+    monkeypatch.setattr(executor, "Executor", Foreign)
+    for words in (
+        ("train", program, photos, "--out", tmp_path / "run"),
+        ("evaluate", program, photos),
+        ("predict", program, photos),
+        ("info", program),
+        ("info", program, "--json"),
+    ):
+        done = run(*words)
+        assert (done.status, done.out, done.error.count("\n")) == (2, "", 1)
+        assert message in done.error
+        assert "compile it again" in done.error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_reader_that_went_away_is_no_bug(program: Path, photos: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tinytl._sealed import DamagedFileError, Entry, SealedFile, write_entries
 from tinytl.delta import KIND, load_delta
 from tinytl.engine import FitOptions, evaluate
 from tinytl.engine import learning_rate as lab_rate
-from tinytl.errors import DeltaError, RunError
+from tinytl.errors import DeltaError, NotFiniteError, ProgramError, RunError
 from tinytl.runtime.delta import read_delta, write_delta
 from tinytl.runtime.layouts import from_delta, to_delta
 from tinytl.runtime.machine import program_file
@@ -88,7 +88,7 @@ def test_a_delta_goes_into_another_process_bit_for_bit(machine: StandIn, tmp_pat
     write_delta(tmp_path / "delta", machine, program_file(tmp_path / "program.ttl"))
     other = StandIn(tmp_path / "program.ttl")
     assert bytes(other.state) != bytes(machine.state)
-    read_delta(tmp_path / "delta", other)
+    read_delta(tmp_path / "delta", other, program_file(tmp_path / "program.ttl"))
     assert bytes(other.state) == bytes(machine.state)
 
 
@@ -103,7 +103,7 @@ def test_a_delta_of_something_else_is_refused(machine: StandIn, field: str, valu
     write_sealed(path, KIND, tensors, metadata | {field: value})
     before = bytes(machine.state)
     with pytest.raises(DeltaError, match=f"does not fit the program: its {field} is"):
-        read_delta(path, machine)
+        read_delta(path, machine, program_file(tmp_path / "program.ttl"))
     assert bytes(machine.state) == before
 
 
@@ -113,10 +113,48 @@ def test_a_delta_of_other_tensors_is_refused(machine: StandIn, tmp_path: Path) -
     tensors, metadata, _ = read_sealed(path, KIND)
     write_sealed(path, KIND, tensors | {"more": torch.zeros(2)}, metadata)
     with pytest.raises(DeltaError, match="'more' is in one of them alone"):
-        read_delta(path, machine)
+        read_delta(path, machine, program_file(tmp_path / "program.ttl"))
     write_sealed(path, KIND, tensors | {"head.bias": torch.zeros(4)}, metadata)
     with pytest.raises(DeltaError, match=r"'head.bias' is F32 \(4,\), expected F32 \(3,\)"):
-        read_delta(path, machine)
+        read_delta(path, machine, program_file(tmp_path / "program.ttl"))
+
+
+def test_a_delta_of_another_calibration_or_packing_is_refused(machine: StandIn, tmp_path: Path) -> None:
+    path, program = tmp_path / "delta", program_file(tmp_path / "program.ttl")
+    machine.tensor(0).cast("f")[5] = -0.75
+    write_delta(path, machine, program)
+    tensors, metadata, _ = read_sealed(path, KIND)
+    other = StandIn(tmp_path / "program.ttl")
+    before = bytes(other.state)
+    mend = r"compile the program from that run \(tinytl compile RUN\)$"
+    for mean in (torch.tensor([0.5, -1.25]), torch.zeros(3)):
+        write_sealed(path, KIND, tensors | {"norm.running_mean": mean}, metadata)
+        with pytest.raises(DeltaError, match=rf"its 'norm.running_mean' has other values; {mend}"):
+            read_delta(path, other, program)
+    for extra, said in (
+        ({"frozen_bits": 8}, "frozen_bits is 8, the program's 32"),
+        ({"codebook": True}, "codebook is True, the program's False"),
+    ):
+        write_sealed(path, KIND, tensors, metadata | {"extra": extra})
+        with pytest.raises(DeltaError, match=f"its {said}; {mend}"):
+            read_delta(path, other, program)
+    write_sealed(path, KIND, tensors, metadata | {"extra": [8]})
+    with pytest.raises(DeltaError, match=r"its extra is \[8\], expected an object"):
+        read_delta(path, other, program)
+    assert bytes(other.state) == before
+    # how many batches were averaged changes no answer; what is not said is the lab's default
+    same = {"frozen_bits": 32, "codebook": False}
+    counted = tensors | {"norm.num_batches_tracked": torch.tensor([8])}
+    write_sealed(path, KIND, counted, metadata | {"extra": same})
+    read_delta(path, other, program)
+    assert bytes(other.state) == bytes(machine.state)
+
+
+def test_what_is_carried_outside_of_the_file_is_one_line(machine: StandIn, tmp_path: Path) -> None:
+    program = program_file(tmp_path / "program.ttl")
+    for offset, size in ((1 << 62, 8), (0, 1 << 62), (1 << 70, 8)):
+        with pytest.raises(ProgramError, match="bytes of DATA, and is said to carry"):
+            program.read(offset, size)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -180,6 +218,9 @@ def test_scores_are_the_labs() -> None:
 
 def test_scores_of_large_and_of_broken_logits() -> None:
     assert probabilities([1000.0, 0.0]) == [1.0, 0.0]
+    for bad in (math.nan, math.inf):
+        with pytest.raises(NotFiniteError, match="answers are NaN or infinite"):
+            probabilities([0.0, bad])
     tally = Tally(2)
     tally.add(array("f", [3e4, -3e4]), [1])
     assert tally.scores().loss == 6e4

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinytl._device_run import PROGRAM, compiled_into
+from tinytl._device_run import PROGRAM, command, compiled_into
 from tinytl.backbones import BACKBONES
 from tinytl.compiler.compile import compile_run, compile_spec
 from tinytl.compiler.file import write_program
@@ -23,11 +23,12 @@ from tinytl.config import FILE as CONFIG
 from tinytl.data import open_photo, scan
 from tinytl.errors import InputError, RunError
 from tinytl.run import train as train_in_the_lab
-from tinytl.runtime import Executor
+from tinytl.runtime import Executor, _library
+from tinytl.runtime.command import _parser
 from tinytl.runtime.pixels import Recipe
 from tinytl.runtime.settings import OF_FIT
 from tinytl.runtime.training import train
-from tinytl.spec import FitOptions, RunOptions
+from tinytl.spec import FitOptions, RunOptions, TrainSpec
 from tinytl.trained import open_run, photos_for
 
 from . import small_run
@@ -130,6 +131,35 @@ def test_a_resumed_run_keeps_its_program_and_refuses_another(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"made with other settings: fit\.label_smoothing is 0.3, was 0.1"):
         compiled_into(other, out, RunOptions(), True, said.append)
     assert program.read_bytes() == content
+
+
+def test_a_run_of_the_lab_is_not_resumed_on_the_device_and_stays_as_it_was(tmp_path: Path) -> None:
+    spec, out = small_run.make_spec(tmp_path / "photos"), tmp_path / "run"
+    train_in_the_lab(spec, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(RunError, match='made with other settings: engine is "device", was "lab"'):
+        compiled_into(replace(spec, engine="device"), out, RunOptions(), True, print)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_without_the_executor_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, out, said = replace(small_run.make_spec(tmp_path / "photos"), engine="device"), tmp_path / "run", []
+    monkeypatch.setattr(_library, "HERE", tmp_path)
+    _library.library.cache_clear()
+    with pytest.raises(InputError, match="executor of compiled programs was not built"):
+        compiled_into(spec, out, RunOptions(), False, said.append)
+    assert not said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("out", "photos"), [("-run", "--lr=2"), ("runs/device", "-"), ("--resume", "photos")])
+def test_names_that_begin_as_options_do_are_none(out: str, photos: str) -> None:
+    words = command(
+        TrainSpec(photos), Path(out), Path(out) / PROGRAM, RunOptions(), resume=False, as_json=True, quiet=False
+    )
+    read = _parser().parse_args(words[3:])
+    assert (read.out, read.program, read.photos) == (out, f"{out}/{PROGRAM}", photos)
+    assert (read.resume, read.json, read.lr) == (False, True, FitOptions.lr)
 
 
 TRAIN = [sys.executable, "-m", "tinytl", "train", "--engine", "device", "--backbone", "mbv2_w035", "--no-pretrained"]

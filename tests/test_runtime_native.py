@@ -18,7 +18,7 @@ from tinytl.runtime import Executor
 from tinytl.runtime.checkpoint import KIND
 from tinytl.runtime.training import Intervals, train
 
-from .native import needs_executor, written
+from .native import needs_executor, rehashed, section, written
 from .photographs import make_photographs
 from .small_program import small_program
 from .stand_in import CLASSES, StandIn, write_program
@@ -165,3 +165,41 @@ def test_killed_twenty_times_at_random_moments_it_ends_in_the_same_bits(place: P
         finished += 1
         for path in out.iterdir():
             os.unlink(path)
+
+
+SMALL_MEMORY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+from tinytl.runtime.command import main
+main(["info", sys.argv[1]])
+"""
+
+
+def test_memory_that_is_not_there_is_one_line_and_for_the_user_to_mend(place: Place, tmp_path: Path) -> None:
+    data = bytearray(place.program.read_bytes())
+    word = section(bytes(data), b"CODE")[0] + 8 * 8  # of the arena's size
+    with Executor(place.program) as executor:
+        assert int.from_bytes(data[word : word + 8], "little") == executor.arena_bytes
+    data[word : word + 8] = (1 << 40).to_bytes(8, "little")
+    path = tmp_path / "large.ttl"
+    path.write_bytes(rehashed(bytes(data)))
+    words = [sys.executable, "-c", SMALL_MEMORY, str(path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "compile it with a smaller --memory-budget" in done.stderr
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_number_that_is_none_in_meta_is_one_line(place: Place, number: str, tmp_path: Path) -> None:
+    data = place.program.read_bytes()
+    begin, size = section(data, b"META")
+    meta = data[begin : begin + size]
+    old = b'"crop_fraction":0.875'
+    assert meta.count(old) == 1
+    changed = meta.replace(old, b'"crop_fraction":%b' % number.encode())
+    path = tmp_path / "changed.ttl"
+    path.write_bytes(rehashed(data[:begin] + changed.ljust(size) + data[begin + size :]))
+    words = [sys.executable, "-m", "tinytl.runtime", "info", str(path), "--json"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "its META is no JSON" in done.stderr

@@ -302,6 +302,22 @@ def test_a_class_that_is_absent_is_noted(place: Place, tmp_path: Path) -> None:
     assert any("holds no photographs of 'brown'" in note for note in shown.notes)
 
 
+def test_the_programs_own_split_says_nothing_of_a_folder_that_is_split(place: Place, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for number, name in enumerate(("train", "val")):
+        make_photographs(photos / name, each=4 - number, seed=number)
+    program = write_program(tmp_path / "program.ttl", val_fraction=0.3, split_seed=7)
+    result = train(StandIn(program), program, str(photos), tmp_path / "run")
+    assert (result.train_images, result.scores.images) == (12, 9)
+    record = json.loads((tmp_path / "run" / SETTINGS).read_text())
+    assert (record["val_fraction"], record["split_seed"]) == (0.2, 0)
+    for name, value in (("val_fraction", 0.3), ("split_seed", 7)):
+        with pytest.raises(InputError, match=f"leave {name} out"):
+            train(StandIn(program), program, str(photos), tmp_path / "given", given={name: value})
+    unsplit = train(StandIn(program), program, str(place.photos), tmp_path / "unsplit")
+    assert unsplit.scores.images == 9  # 0.3 of 10, of each of three
+
+
 def test_photographs_that_cannot_be_read_are_left_out_or_refused(place: Place, tmp_path: Path) -> None:
     photos = make_photographs(tmp_path / "photos", each=4)
     (photos / "red" / "0.jpg").write_bytes(b"no photograph")

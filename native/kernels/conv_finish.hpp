@@ -143,6 +143,7 @@ struct Backward {
         const int64_t* const pixels = spot.pixels;
         const int64_t pixel0 = spot.pixel, bytes = mask_bytes;
         const vf leak = set1(slope);
+        const bool leaky = slope != 0.0f;  // else 0, whatever the gradient is: 0 times infinity is none
         float* const out = y;
         const float* const more = spot.first ? other : y;
         const uint8_t* const bits = spot.last ? mask : nullptr;
@@ -166,7 +167,7 @@ struct Backward {
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v) {
                     const uint32_t b = read_bits(row, first + v * W, v == NV - 1 ? tail : W);
-                    z[v] = lanes_of(b) ? z[v] : leak * z[v];
+                    z[v] = lanes_of(b) ? z[v] : leaky ? leak * z[v] : vf{};
                 }
             }
 #pragma GCC unroll 4

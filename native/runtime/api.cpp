@@ -1,4 +1,5 @@
 // The C interface (tinytl.h) over Executor: arguments checked, failures turned into a status and a line.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -143,7 +144,6 @@ int tinytl_run(tinytl_program* program, int stream, int64_t begin, int64_t end, 
     const tinytl::Model& model = executor.model();
     if (const int status = check_count(executor, count)) return status;
     if (const int status = check_rate(lr)) return status;
-    if (const int status = check_labels(executor, count)) return status;
     const int64_t length = tinytl_instructions(program, stream);
     if (length < 0) return refuse(TINYTL_BAD_INPUT, "stream %d: there are 0 (begin) to 3 (evaluate)", stream);
     if (begin < 0 || begin > end || end > length)
@@ -154,6 +154,7 @@ int tinytl_run(tinytl_program* program, int stream, int64_t begin, int64_t end, 
         return refuse(TINYTL_BAD_INPUT, "%lld images from number %lld: the batch has %lld, and this stream takes %lld at most",
                       static_cast<long long>(images), static_cast<long long>(first), static_cast<long long>(model.batch),
                       static_cast<long long>(most));
+    if (const int status = check_labels(executor, std::max(count, first + images))) return status;
     const int64_t step = executor.steps() > 1 ? executor.steps() : 1;
     const int status = executor.run(stream, static_cast<size_t>(begin), static_cast<size_t>(end), first, images,
                                     {lr, step, seed, count, stream != tinytl::stream_evaluate});

@@ -44,11 +44,11 @@ private:
     int64_t left_, all_;
 };
 
-// Elements and bytes of one image; the factors are below `most`, and so is what comes out.
+// Elements and bytes of one image; the factors are below `most`, and so are the bytes: times a batch they still fit.
 void measure(Tensor& tensor, int number) {
     tensor.elements = 1;
     for (int i = 0; i < tensor.rank; ++i)
-        if (__builtin_mul_overflow(tensor.elements, tensor.shape[i], &tensor.elements) || tensor.elements > most)
+        if (__builtin_mul_overflow(tensor.elements, tensor.shape[i], &tensor.elements) || tensor.elements > most / 8)
             fail(TINYTL_BAD_FILE, "is damaged: tensor %d is too large: compile it again", number);
     if (tensor.dtype == Dtype::bits) {
         const int64_t row = tensor.rank ? tensor.shape[tensor.rank - 1] : 1;

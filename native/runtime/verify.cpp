@@ -38,6 +38,7 @@ private:
     const Tensor& tensor(const char* name) const {
         return model_.tensors[static_cast<size_t>(instruction_.operands[static_cast<size_t>(place(name))])];
     }
+    int32_t number_of(const char* name) const { return instruction_.operands[static_cast<size_t>(place(name))]; }
     int64_t whole(size_t attribute, int64_t least, int64_t most) const {
         const double value = instruction_.attributes[attribute];
         if (!(value >= static_cast<double>(least) && value <= static_cast<double>(most)) || value != std::floor(value))
@@ -67,6 +68,11 @@ private:
         int64_t shape[3] = {1, 1, 1};
         for (int i = 0; i < t.rank; ++i) shape[3 - t.rank + i] = t.shape[i];
         return {shape[0], shape[1], shape[2]};
+    }
+    // An image with all three axes, for kernels that read them by number.
+    Image full(const char* name) const {
+        if (tensor(name).rank != 3) wrong(name, "has no shape (H, W, C)");
+        return image(name);
     }
     void same(const char* name, Image expected, Dtype dtype = Dtype::f32) const {
         if (!(image(name, dtype) == expected)) wrong(name, "has another shape");
@@ -144,10 +150,16 @@ private:
             (depthwise ? groups != x.c || x.c != y.c : shape.in_of_group != x.c / groups))
             wrong(w, "does not fit the images");
     }
+    // The scratch memory of a thread holds what 8,192 rows or columns of one pixel's window need.
+    void sides(Image image, const char* name) const {
+        if (image.h > 8192 || image.w > 8192) wrong(name, "has a side of more than 8192 pixels");
+    }
     // Average pooling: a divisor of 0 stands for the window's size.
     void average(Image x, Image y, const char* made) const {
         places(x, y, made);
         if (x.c != y.c) wrong(made, "has another number of channels");
+        sides(x, made);
+        sides(y, made);
         whole(10, 0, 1);
         whole(11, 0, int64_t{1} << 40);
     }
@@ -174,7 +186,7 @@ void Check::all() {
             break;
         }
         case Op::conv: {
-            const Image x = image("x"), y = image("y");
+            const Image x = full("x"), y = full("y");
             convolution(x, y, "w", "y");
             codes("w", y.c);
             maybe_vector("bias", y.c);
@@ -237,6 +249,8 @@ void Check::all() {
         case Op::upsample: {
             const Image x = image("x"), y = image("y");
             if (x.c != y.c) wrong("y", "has another number of channels");
+            sides(x, "x");
+            sides(y, "y");
             if (instruction_.op == Op::upsample) maybe_same("residual", y);
             break;
         }
@@ -254,9 +268,13 @@ void Check::all() {
             type("labels", Dtype::i32);
             per_image("labels");
             if (tensor("labels").elements != 1) wrong("labels", "has more than one number an image");
+            // only those of the batch are looked at before they are used as indices, and only before a step
+            if (number_of("labels") != model_.labels) wrong("labels", "is not the batch's");
+            if (stream_ == stream_evaluate) wrong("labels", "are not known in 'evaluate'");
             type("metrics", Dtype::f64);
             fixed("metrics");
             if (tensor("metrics").elements != 2) wrong("metrics", "has not two numbers");
+            if (number_of("metrics") != model_.metrics) wrong("metrics", "is not the step's");
             break;
         }
         case Op::copy: {
@@ -305,7 +323,7 @@ void Check::all() {
             vector("bias", image("grad").c);
             break;
         case Op::conv_dx: {
-            const Image grad = image("grad"), y = image("y");
+            const Image grad = full("grad"), y = full("y");
             convolution(y, grad, "w", "grad");
             codes("w", grad.c);
             maybe_same("other", y);
@@ -314,7 +332,7 @@ void Check::all() {
             break;
         }
         case Op::conv_dw:
-            convolution(image("x"), image("grad"), "w", "grad");
+            convolution(full("x"), full("grad"), "w", "grad");
             type("w", Dtype::f32);
             break;
         case Op::group_norm_grad: {
@@ -362,6 +380,8 @@ void Check::all() {
         case Op::upsample_grad: {
             const Image grad = image("grad"), y = image("y");
             if (grad.c != y.c) wrong("y", "has another number of channels");
+            sides(grad, "grad");
+            sides(y, "y");
             if (instruction_.op == Op::adaptive_pool_grad) maybe_same("other", y);
             break;
         }

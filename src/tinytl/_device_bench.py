@@ -1,12 +1,13 @@
 """The compiled step beside stock PyTorch's, measured in one run: bytes, seconds, and where the seconds go.
 
-Of each row a program is compiled, and three things are done with it:
+Of each row a program is compiled, and four things are done with it:
 
 - a process of its own, the stand-alone program without Python, takes a few steps and tells its resident set at the
   most, and how long it was from the file on the disk to the end of the first step;
 - in this process its steps take turns with those of stock PyTorch training the same method, and FT-Full, each in both
   memory layouts, of which the one with the lower median counts. Before each step there is a pause, in which the threads
   of whoever was before stop waiting for more;
+- Python trains with it for an epoch on photographs made for that, without PyTorch, and tells its resident set;
 - its instructions are timed one by one, and the multiply-adds of the step are held against what the machine's units
   reach at best (`Executor.gemm_peak`).
 
@@ -16,8 +17,11 @@ The weights are random, which no byte and no time depends on.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -27,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from tinytl.compiler.compile import compile_network
+from tinytl.compiler.compile import compile_classes, compile_network
 from tinytl.compiler.cost import multiply_adds
 from tinytl.compiler.file import write_program
 from tinytl.compiler.program import Program
@@ -38,6 +43,7 @@ from tinytl.memory.rss import rss_delta
 from tinytl.memory.step import StepSpec, build_network
 from tinytl.runtime._library import stand_alone
 from tinytl.runtime.executor import Executor
+from tinytl.spec import FitOptions, TrainSpec
 
 PAUSE_SECONDS = 0.02
 STANDALONE_STEPS = 4
@@ -84,8 +90,9 @@ def device_rows(
 
     Returns:
         For each row a dict: `method`, `norm`, `optimizer_bits`, `frozen_bits`, `threads`, `isa`, `micro_batch`,
-        `peak_rss_bytes`, `first_step_seconds` (from the file to the end of the first step), `arena_planned_bytes`,
-        `arena_used_bytes`, `data_bytes`, `step_seconds` (median), `stock_step_seconds`, `stock_full_step_seconds`,
+        `peak_rss_bytes`, `python_peak_rss_bytes`, `first_step_seconds` (from the file to the end of the first step),
+        `arena_planned_bytes`, `arena_used_bytes`, `data_bytes`, `step_seconds` (median), `stock_step_seconds`,
+        `stock_full_step_seconds`,
         `ratio`, `ratio_low`, `ratio_high` (of turns, against stock of the same method; `full_ratio...`: FT-Full),
         `stock_peak_rss_bytes`, `multiply_adds` (of a step), `gemm_peak` (multiply-adds a second), `gemm_peak_share`,
         `by_op` ({op: {`seconds`, `multiply_adds`, `share`}}, a step).
@@ -145,6 +152,8 @@ def _measured(
     for row, _, path in programs:
         on_row(f"{row.method}, {norm}: alone")
         alone.append(run_standalone(program_path, path, threads))
+        on_row(f"{row.method}, {norm}: from Python")
+        alone[-1]["python_peak_rss_bytes"] = python_peak(base, row, threads, path.with_suffix(""))
     steps: dict[Any, Callable[[], object]] = {}
     executors = [Executor(path, threads) for _, _, path in programs]
     rss: dict[str, int | None] = {}
@@ -186,6 +195,7 @@ def _measured(
                 "isa": process["isa"],
                 "micro_batch": process["micro_batch"],
                 "peak_rss_bytes": process["peak_rss_bytes"],
+                "python_peak_rss_bytes": process["python_peak_rss_bytes"],
                 "first_step_seconds": process["open_seconds"] + process["first_step_seconds"],
                 "arena_planned_bytes": process["arena_planned_bytes"],
                 "arena_used_bytes": process["arena_used_bytes"],
@@ -210,6 +220,42 @@ def run_standalone(program: Path, path: Path, threads: int) -> dict[str, Any]:
     if done.returncode:
         raise TinyTLError(f"{program.name} ended with status {done.returncode}: {done.stderr.strip()}")
     return json.loads(done.stdout)
+
+
+def python_peak(base: StepSpec, row: DeviceRow, threads: int, folder: Path) -> int:
+    """The most that Python has resident while it trains for an epoch on photographs, which are made in `folder`."""
+    classes = [f"class{number:03d}" for number in range(base.classes)]
+    photos = folder / "photos"
+    for number, name in enumerate(classes):
+        (photos / name).mkdir(parents=True)
+        for copy in range(2):
+            pixels = bytes((i * (number + 3) + (i >> 7) * (copy + 5)) & 255 for i in range(48 * 48 * 3))
+            image = Image.frombytes("RGB", (48, 48), pixels).resize((320, 240))
+            image.save(photos / name / f"{copy}.jpg")
+    spec = TrainSpec(
+        photos=str(photos),
+        backbone=base.backbone,
+        method=row.method,
+        norm=row.norm,
+        pretrained=False,
+        resolution=base.resolution,
+        batch_size=base.batch_size,
+        frozen_bits=row.frozen_bits,
+        fit=FitOptions(epochs=1, optimizer_bits=row.optimizer_bits),
+    )
+    path = folder / "program.ttl"
+    write_program(compile_classes(spec, classes, threads=threads).program, path)
+    command = [sys.executable, "-m", "tinytl.runtime", "train", str(path), str(photos), "--out", str(folder / "run")]
+    # what Python compiles when it first imports a module is kept, as on a device that has run it before
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    peak = 0
+    for _ in range(2):  # the first time compiles
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        done = subprocess.run([*command, "--val-fraction", "0.5", "--json"], capture_output=True, text=True, env=env)
+        if done.returncode:
+            raise TinyTLError(f"training from Python ended with status {done.returncode}: {done.stderr.strip()}")
+        peak = int(json.loads(done.stdout)["peak_bytes"])
+    return peak
 
 
 def step_multiply_adds(program: Program) -> dict[str, int]:
@@ -252,16 +298,19 @@ def _in_turns(steps: dict[Any, Callable[[], object]], turns: int) -> dict[Any, l
 
 
 def _by_op(executor: Executor, step: Callable[[], object], steps: int) -> dict[str, dict[str, float]]:
-    """Seconds a step of each op, the longest first."""
+    """Seconds a step of each op, the median of so many steps, the longest first."""
+    ops = {stream: executor.instructions(stream) for stream in STREAMS}
+    found: dict[str, list[float]] = {op: [0.0] * steps for names in ops.values() for op in names}
     executor.timing(True)
-    for _ in range(steps):
+    for number in range(steps):
+        time.sleep(PAUSE_SECONDS)
         step()
-    found: dict[str, float] = defaultdict(float)
-    for stream in STREAMS:
-        for op, spent in zip(executor.instructions(stream), executor.seconds(stream), strict=True):
-            found[op] += spent / steps
+        for stream, names in ops.items():
+            for op, spent in zip(names, executor.seconds(stream), strict=True):
+                found[op][number] += spent
     executor.timing(False)
-    return {op: {"seconds": spent} for op, spent in sorted(found.items(), key=lambda pair: -pair[1])}
+    medians = {op: statistics.median(times) for op, times in found.items()}
+    return {op: {"seconds": medians[op]} for op in sorted(medians, key=medians.__getitem__, reverse=True)}
 
 
 def _against(

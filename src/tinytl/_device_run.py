@@ -23,6 +23,7 @@ from tinytl.config import FILE as CONFIG
 from tinytl.config import read_config, settings, write_config
 from tinytl.data import refuse_among
 from tinytl.errors import InputError, RunError
+from tinytl.runtime._library import library
 from tinytl.spec import RunOptions, TrainSpec
 
 PROGRAM = "program.ttl"
@@ -38,16 +39,18 @@ def compiled_into(
     """Compile what is asked for into the run's folder, unless it is resumed and has its program; return the program.
 
     Raises:
-        InputError: an option that only the lab has, or anything that cannot be compiled; RunError: the folder holds a
-            run, cannot be written, or was begun with another specification.
+        InputError: an option that only the lab has, no executor to train with, or anything that cannot be compiled;
+            RunError: the folder holds a run, cannot be written, or was begun with another specification.
     """
+    library()  # what will train has to be there before anything is compiled and left
     _refuse_options(options)
     refuse_among(spec.photos, out)
     refuse_unless_free(out, resume)
     program = out / PROGRAM
-    if resume and program.exists() and (out / CONFIG).exists():
+    if resume and (out / CONFIG).exists():
         _refuse_other(spec, out)
-        return program
+        if program.exists():
+            return program
     from tinytl.compiler.compile import compile_spec
     from tinytl.compiler.file import write_program
 
@@ -68,7 +71,7 @@ def command(
     spec: TrainSpec, out: Path, program: Path, options: RunOptions, *, resume: bool, as_json: bool, quiet: bool
 ) -> list[str]:
     """The words of the process that trains."""
-    words = [sys.executable, "-m", "tinytl.runtime", "train", str(program), spec.photos, "--out", str(out)]
+    words = [sys.executable, "-m", "tinytl.runtime", "train", f"--out={out}"]
     values = {name: getattr(spec, name) for name in PASSED} | {name: getattr(spec.fit, name) for name in PASSED_OF_FIT}
     values |= {"threads": options.threads, "checkpoint_steps": options.checkpoint_steps}
     values |= {"checkpoint_seconds": options.checkpoint_seconds or "none"}
@@ -77,7 +80,8 @@ def command(
     for name in ("flip", "color"):
         words.append(f"--{'' if getattr(spec, name) else 'no-'}{name}")
     flags = {"resume": resume, "strict": options.strict, "json": as_json, "quiet": quiet}
-    return words + [f"--{name}" for name, given in flags.items() if given]
+    words += [f"--{name}" for name, given in flags.items() if given]
+    return [*words, "--", str(program), spec.photos]  # neither is an option, whatever it begins with
 
 
 def become(words: Sequence[str]) -> NoReturn:

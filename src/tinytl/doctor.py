@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinytl import __version__, _machine
+from tinytl.errors import InputError
+from tinytl.runtime._library import library
 
 # requirement -> the module that it brings; tests/test_doctor.py holds both tables against pyproject.toml
 REQUIRED = {
@@ -71,6 +73,7 @@ class Report:
     memory: dict[str, int | None] = field(default_factory=dict)
     folders: dict[str, dict[str, Any]] = field(default_factory=dict)
     compiled_passes: dict[str, Any] = field(default_factory=dict)
+    executor: dict[str, Any] = field(default_factory=dict)
     devices: list[dict[str, Any]] = field(default_factory=list)
     extras: dict[str, dict[str, Any]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -108,6 +111,7 @@ def examine(runs: Path = Path("runs"), *, try_extras: bool = True) -> Report:
     _memory(report)
     _folders(report, runs, torch)
     _compiled_passes(report, torch)
+    _executor(report)
     _devices(report, torch)
     _extras(report, try_extras)
     return report
@@ -205,6 +209,14 @@ def _compiled_passes(report: Report, torch: Any) -> None:
             f"the compiled passes are missing (same results, more slowly): {first}install tinytl again, in its sources "
             "with pip install -e ."
         )
+
+
+def _executor(report: Report) -> None:
+    report.executor = {"present": False, "isa": None}
+    try:
+        report.executor = {"present": True, "isa": library().tinytl_isa().decode()}
+    except InputError as error:
+        report.advise(f"--engine device: {_one_line(error)}")
 
 
 def _devices(report: Report, torch: Any) -> None:

@@ -34,8 +34,8 @@ class FitOptions:
 
     The paper's learning rates, tuned per data set at batch 8, run from 0.5e-4 to 16e-4; its label smoothing is 0.7, and
     0.1 for CIFAR and Food. The result is the same to the bit for either ``update``. But a gradient that is NaN or
-    infinite stops the run before a step has changed anything with 'end', and after some parameters have changed with
-    'backward': then the run goes on from its last checkpoint, and what came after that is lost.
+    infinite stops the run, in the lab before a step has changed anything with 'end', and after some parameters have
+    changed with 'backward': then the run goes on from its last checkpoint, and what came after that is lost.
     """
 
     epochs: int = option(50, "Passes over the training images.", least=1)
@@ -148,7 +148,13 @@ class RunOptions:
     """
 
     workers: int = option(2, "Threads that decode photographs; 0 decodes in the training thread.", least=0)
-    threads: int | None = option(None, "Threads that compute; by default as many as PyTorch takes.", least=1)
+    threads: int | None = option(
+        None,
+        "Threads that compute; by default as many as PyTorch takes, of a compiled step 2 and at most those it was "
+        "compiled for.",
+        least=1,
+        most=1024,
+    )
     checkpoint_steps: int | None = option(None, "Write a checkpoint every so many steps.", least=1)
     checkpoint_seconds: float | None = option(60.0, "Write a checkpoint every so many seconds.", above=0)
     cache: int | str = option(0, "Most memory for decoded photographs, such as 256MB; 0 holds none.")

@@ -13,7 +13,8 @@ from .output import AsJson, Quiet, print_json, print_line
 app = typer.Typer(help="Benchmarks to run on one's own machine.")
 
 LEGEND = (
-    "process: the most that the stand-alone program, without Python, has resident; stock: a process with PyTorch",
+    "process: the most that the stand-alone program, without Python, has resident; from Python: an epoch of",
+    "python -m tinytl.runtime train; stock: a process with PyTorch that takes one step",
     "ratio: our step over stock PyTorch's of the same method, in its faster layout; FT-Full: over stock's of that",
     "of peak: multiply-adds of the step over what the machine's units reach at best",
 )
@@ -78,6 +79,7 @@ def columns() -> list[Any]:
         Column("frozen_bits", "frozen bits"),
         Column("optimizer_bits", "Adam bits"),
         Column("peak_rss_bytes", "process", "MB"),
+        Column("python_peak_rss_bytes", "from Python", "MB"),
         Column("stock_peak_rss_bytes", "stock process", "MB"),
         Column("arena_planned_bytes", "arena", "MB", 2),
         Column("arena_used_bytes", "used", "MB", 2),

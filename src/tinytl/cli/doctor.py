@@ -40,6 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
         writable = "" if about["writable"] else ", cannot be written"
         yield f"{name:<16}{about['path']}: {_size(about['free_bytes'])} free{writable}"
     yield f"{'compiled passes':<16}{'present' if report.compiled_passes['present'] else 'missing'}"
+    yield f"{'executor':<16}{report.executor['isa'] or 'missing'}"
     for about in report.devices:
         yield f"{'CUDA device':<16}{about['name']}, {_size(about['memory_bytes'])}"
     for name, about in report.extras.items():

@@ -240,9 +240,15 @@ def class_names(text: str) -> tuple[str, ...]:
     Raises:
         InputError: neither, or a name twice.
     """
-    if text.strip().isdecimal() and 1 <= int(text) <= MOST_CLASSES:
-        width = len(str(int(text) - 1))
-        return tuple(f"{number:0{width}d}" for number in range(int(text)))
+    digits = text.strip()
+    if digits.isdecimal():
+        # Python reads no number of thousands of digits, and nobody a line that repeats them
+        if len(digits) > len(str(MOST_CLASSES)):
+            raise InputError(f"classes is a number of {len(digits):,} digits, expected 1 to {MOST_CLASSES:,}")
+        if not 1 <= (count := int(digits)) <= MOST_CLASSES:
+            raise InputError(f"classes is {digits}, expected 1 to {MOST_CLASSES:,}, or names such as cat,dog")
+        width = len(str(count - 1))
+        return tuple(f"{number:0{width}d}" for number in range(count))
     names = tuple(name.strip() for name in text.split(","))
     if len(names) < 2 or not all(names) or len(set(names)) != len(names):
         raise InputError(f"classes is {text!r}, expected a number of classes, or their names such as cat,dog")

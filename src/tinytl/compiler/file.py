@@ -31,7 +31,9 @@ HEAD = struct.Struct("<8sIIQ32s8x")
 SECTION = struct.Struct("<8sQQ")
 SECTIONS = (b"META", b"CODE", b"DATA")
 HEAD_BYTES = HEAD.size + len(SECTIONS) * SECTION.size
-DATA_ALIGN = 4096
+CODE_ALIGN, DATA_ALIGN = 8, 4096
+ALIGNS = {b"META": 1, b"CODE": CODE_ALIGN, b"DATA": DATA_ALIGN}
+UPGRADE = "upgrade tinytl (pip install --upgrade tinytl)"
 MAX_FILE_BYTES = 4_000_000_000
 
 _TORCH = {
@@ -47,6 +49,10 @@ _CARRIED = {torch.float32: "F32", torch.int64: "I64"}
 _OF_CARRIED = {name: dtype for dtype, name in _CARRIED.items()}
 
 
+class _NewerError(ProgramError):
+    """Nothing is wrong with the file: a later tinytl wrote it."""
+
+
 def write_program(program: Program, path: Path) -> str:
     """Write a program that is laid out, whole or not at all; return the SHA-256 in the file (hex).
 
@@ -58,7 +64,7 @@ def write_program(program: Program, path: Path) -> str:
     code = write_code(program)
     meta = write_meta(program, carried)
     meta_at = HEAD_BYTES
-    code_at = -(-(meta_at + len(meta)) // 8) * 8
+    code_at = -(-(meta_at + len(meta)) // CODE_ALIGN) * CODE_ALIGN
     data_at = -(-(code_at + len(code)) // DATA_ALIGN) * DATA_ALIGN
     size = data_at + sum(len(part) for part in data)
     if size > MAX_FILE_BYTES:
@@ -97,7 +103,8 @@ def read_program(path: Path) -> Program:
     except DamagedFileError as error:
         raise ProgramError(f"program {path} {error}; compile it again") from error
     except ProgramError as error:
-        raise ProgramError(f"program {path}: {error}; compile it again") from error
+        mend = UPGRADE if isinstance(error, _NewerError) else "compile it again"
+        raise ProgramError(f"program {path}: {error}; {mend}") from error
 
     # a copy of its own: torch takes no read-only memory without a warning
     data = bytearray(memoryview(content)[data_at : data_at + data_size])
@@ -141,9 +148,8 @@ def _judge_head(head: bytes, size: int) -> None:
     if order != BYTE_ORDER:
         raise ProgramError("its bytes are in another order than this machine's")
     if version != VERSION:
-        raise ProgramError(
-            f"it is of version {version}, and this tinytl reads {VERSION}: take the tinytl that wrote it"
-        )
+        kind = _NewerError if version > VERSION else ProgramError
+        raise kind(f"it is of version {version}, and this tinytl reads {VERSION}")
     if named != size:
         raise ProgramError(f"it is cut short or damaged: {size:,} bytes, and it names {named:,}")
     if size > MAX_FILE_BYTES:
@@ -157,7 +163,7 @@ def _sections(content: bytes) -> list[tuple[int, int]]:
         name, offset, size = SECTION.unpack_from(content, HEAD.size + index * SECTION.size)
         if name.rstrip(b"\0") != expected:
             raise ProgramError(f"its section {index} is {name!r}, expected {expected!r}")
-        if not at <= offset <= offset + size <= len(content) or (expected == b"DATA" and offset % DATA_ALIGN):
+        if not at <= offset <= offset + size <= len(content) or offset % ALIGNS[expected]:
             raise ProgramError(f"its {expected.decode()} lies at {offset} with {size} bytes, in {len(content)}")
         found.append((offset, size))
         at = offset + size

@@ -89,7 +89,7 @@ class Call:
         below, above = z <= lo, z >= hi
         out = z
         if lo > -math.inf:
-            out = torch.where(below, lo + slope * (z - lo), out)
+            out = torch.where(below, lo + slope * (z - lo) if slope else lo, out)  # 0 of minus infinity is 0
         if hi < math.inf:
             out = torch.where(above, hi, out)
         results[y] = out
@@ -102,7 +102,8 @@ class Call:
         mask = self.get("mask")
         if mask is None:
             return grad
-        return torch.where(unpack(mask, grad.shape[-1]), grad, self.real("slope") * grad)
+        slope = self.real("slope")  # 0 of an infinite gradient is 0
+        return torch.where(unpack(mask, grad.shape[-1]), grad, slope * grad if slope else torch.zeros_like(grad))
 
 
 OpFunction = Callable[[Call], dict[str, Tensor]]

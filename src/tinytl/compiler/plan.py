@@ -102,8 +102,10 @@ def plan(
     for way in ways:
         if any(way.is_at_least(other) for other in refused):
             continue
-        # an image at a time takes least: where that does not fit, more need not be tried
-        for tried in (replace(way, micro_batch=fewest, updates="end"), way):
+        # an image at a time takes least: where that does not fit, more need not be tried; but updates in backward may
+        # take less than any step that holds all gradients at its end
+        first = () if way.updates == "backward" else (replace(way, micro_batch=fewest, updates="end"),)
+        for tried in (*first, way):
             if network.bytes(tried) > budget_bytes:
                 refused.append(tried)
                 break

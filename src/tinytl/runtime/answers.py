@@ -37,6 +37,7 @@ def label(
 
     Raises:
         DataError: a folder cannot be read or holds no images; none in it can be read, or, if `strict`, one cannot.
+        NotFiniteError: an answer is NaN or infinite.
     """
     found = Labelled([], [], [])
 

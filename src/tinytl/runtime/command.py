@@ -197,7 +197,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import evaluate
+    from .evaluation import evaluate, finite
     from .photos import to_evaluate
     from .show import Display
 
@@ -207,7 +207,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         display.clear()
         for note in photos.notes:
             display.notice(note)
-        found = evaluate(machine, recipe, photos)
+        found = finite(evaluate(machine, recipe, photos))
     if options.json:
         _print_json({**found.record(), "classes": list(classes), "notes": display.notes})
         return
@@ -239,13 +239,16 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     from .executor import Executor
+    from .judge import judged
     from .show import described
 
     with Executor(options.program) as machine:
+        meta = machine.meta
+        if "delta" in meta:  # else it is a step by itself, which only `train` and the like refuse
+            judged(meta, machine)
         if not options.json:
             print(one_line(described(machine)))
             return
-        meta = machine.meta
         numbers = ("batch", "micro_batch", "classes", "height", "width", "threads", "arena_bytes", "state_bytes")
         record: dict[str, Any] = {name: getattr(machine, name) for name in numbers}
         record |= {name: meta[name] for name in ("delta", "train", "plan") if name in meta}
@@ -260,16 +263,18 @@ class _opened:
 
     def __enter__(self) -> tuple[Any, Any, tuple[str, ...]]:
         from .delta import delta_in, read_delta
-        from .evaluation import classes_of
         from .executor import Executor
+        from .judge import judged
+        from .machine import program_file
         from .pixels import Recipe
 
         self._machine = Executor(self._options.program, self._options.threads or 0)
         try:
             meta = self._machine.meta
-            classes = classes_of(self._machine, meta)
+            classes = judged(meta, self._machine)
             if self._options.run is not None:
-                read_delta(delta_in(Path(self._options.run)), self._machine)
+                program = program_file(Path(self._options.program))
+                read_delta(delta_in(Path(self._options.run)), self._machine, program)
             return self._machine, Recipe(meta["delta"]["preprocessing"]), classes
         except BaseException:
             self._machine.close()

@@ -19,6 +19,7 @@ from .layouts import from_delta, to_delta
 from .machine import Machine, ProgramFile
 
 KIND = "tinytl-delta/1"  # tinytl.delta's
+MEND = "compile the program from that run (tinytl compile RUN)"
 
 
 def write_delta(path: Path, machine: Machine, program: ProgramFile) -> int:
@@ -37,10 +38,14 @@ def write_delta(path: Path, machine: Machine, program: ProgramFile) -> int:
     return path.stat().st_size
 
 
-def read_delta(path: Path, machine: Machine) -> None:
+def read_delta(path: Path, machine: Machine, program: ProgramFile) -> None:
     """Put a delta into a program: a run's that was trained with this one, or in the lab on the same base.
 
-    Raises DeltaError when it is missing or damaged, or belongs to another network; the program is unchanged then.
+    What is carried is part of the program's constants and cannot be put in: it has to be the same, as have the bits
+    of the frozen weights.
+
+    Raises DeltaError when it is missing or damaged, or belongs to another network, ProgramError when what the program
+    carries cannot be read; the program is unchanged then.
     """
     meta = machine.meta
     try:
@@ -54,6 +59,7 @@ def read_delta(path: Path, machine: Machine) -> None:
                 f"delta {path} does not fit the program: its {field} is {_brief(theirs)}, "
                 f"the program's {_brief(ours)}; give the program that it was trained with"
             )
+    _refuse_other_base(path, meta["delta"]["extra"], sealed.metadata.get("extra"))
     learned = {entry["key"]: entry for entry in meta["learned"]}
     keys = {*learned, *(entry["key"] for entry in meta["carried"])}
     if keys != set(sealed.places):
@@ -66,13 +72,42 @@ def read_delta(path: Path, machine: Machine) -> None:
                 f"delta {path} does not fit the program: {key!r} is {place.dtype} {place.shape}, "
                 f"expected F32 {tuple(entry['shape'])}"
             )
+    for entry in meta["carried"]:
+        if not entry["key"].endswith("num_batches_tracked"):  # counts, which no answer depends on
+            _refuse_other_values(sealed, entry, program)
     for key, entry in learned.items():
-        data = memoryview(bytearray(sealed.places[key].nbytes))
-        try:
-            sealed.read_into(key, data)
-        except DamagedFileError as error:
-            raise DeltaError(f"delta {path} {error}") from error
+        data = _content(sealed, key)
         machine.tensor(entry["tensor"])[:] = from_delta(data, entry["shape"], entry["layout"])
+
+
+def _refuse_other_base(path: Path, ours: Mapping[str, Any], theirs: Any) -> None:
+    """Raises DeltaError where the frozen weights were packed in another way."""
+    if not isinstance(theirs, dict):
+        raise DeltaError(f"delta {path} does not fit the program: its extra is {_brief(theirs)}, expected an object")
+    for field, default in (("frozen_bits", 32), ("codebook", False)):  # where a run does not say
+        mine, other = ours.get(field, default), theirs.get(field, default)
+        if mine != other:
+            raise DeltaError(
+                f"delta {path} does not fit the program: its {field} is {_brief(other)}, the program's {_brief(mine)}; "
+                f"{MEND}"
+            )
+
+
+def _refuse_other_values(sealed: SealedFile, entry: Mapping[str, Any], program: ProgramFile) -> None:
+    """Raises DeltaError where a delta carries something else than the program does."""
+    key, place = entry["key"], sealed.places[entry["key"]]
+    same = place.dtype == entry["dtype"] and list(place.shape) == entry["shape"]
+    if not same or _content(sealed, key) != program.read(entry["offset"], entry["bytes"]):
+        raise DeltaError(f"delta {sealed.path} does not fit the program: its {key!r} has other values; {MEND}")
+
+
+def _content(sealed: SealedFile, key: str) -> memoryview:
+    data = memoryview(bytearray(sealed.places[key].nbytes))
+    try:
+        sealed.read_into(key, data)
+    except DamagedFileError as error:
+        raise DeltaError(f"delta {sealed.path} {error}") from error
+    return data
 
 
 def first_bad(machine: Machine, meta: Mapping[str, Any]) -> str | None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+import math
 
 from tinytl._interrupt import Stop
 from tinytl.data.folder import PhotoSet
-from tinytl.errors import ProgramError
+from tinytl.errors import NotFiniteError
 
 from .batches import filled, in_batches
 from .machine import Machine
 from .pixels import Recipe
-from .scores import Scores, Tally
+from .scores import BROKEN, Scores, Tally
 
 
 def evaluate(machine: Machine, recipe: Recipe, photos: PhotoSet, stop: Stop | None = None) -> Scores:
@@ -31,11 +30,8 @@ def evaluate(machine: Machine, recipe: Recipe, photos: PhotoSet, stop: Stop | No
     return tally.scores()
 
 
-def classes_of(machine: Machine, meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the program's classes. Raises ProgramError for a program that does not say all that a run needs."""
-    missing = [name for name in ("learned", "carried", "delta", "tensors") if name not in meta]
-    classes = meta.get("delta", {}).get("classes") if not missing else None
-    if missing or not isinstance(classes, list) or len(classes) != machine.classes:
-        what = missing[0] if missing else f"names of its {machine.classes} classes"
-        raise ProgramError(f"the program was compiled without its {what}: compile it again from a run or a folder")
-    return tuple(classes)
+def finite(scores: Scores) -> Scores:
+    """Return what was found. Raises NotFiniteError where it rests on answers that are none."""
+    if not math.isfinite(scores.loss):
+        raise NotFiniteError(BROKEN)
+    return scores

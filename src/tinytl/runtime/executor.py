@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 from array import array
 from types import TracebackType
@@ -24,6 +25,14 @@ from . import _library
 
 STREAMS = ("begin", "micro", "finish", "evaluate")
 """Streams of a program, by the number that the library knows them by."""
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; Python would read 1e999, NaN and Infinity, too, which could not be written again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
 
 
 class Executor:
@@ -55,8 +64,8 @@ class Executor:
 
         Raises:
             ProgramError: the file is missing, damaged, truncated, of a newer version, or no program.
-            InputError: more threads than the program was compiled for; no executor was built.
-            TinyTLError: the system does not give the memory.
+            InputError: more threads than the program was compiled for; no executor was built; the system does not
+                give the memory.
         """
         self._handle: int | None = None
         self._library = library = _library.library()
@@ -94,7 +103,7 @@ class Executor:
         """
         text = ctypes.string_at(self._library.tinytl_meta(self._open), self._meta_bytes)
         try:
-            found = json.loads(text)
+            found = json.loads(text, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError) as error:
             raise ProgramError(f"{self.path}: its META is no JSON ({error}): compile it again") from error
         if not isinstance(found, dict):
@@ -273,4 +282,6 @@ class Executor:
             return ProgramError(f"program {text}")
         if status == _library.NOT_FINITE:
             return NotFiniteError(text)
-        return InputError(text) if status == _library.BAD_INPUT else TinyTLError(text)
+        # memory, too, is what the user can mend: the text says how
+        mendable = (_library.BAD_INPUT, _library.NO_MEMORY)
+        return InputError(text) if status in mendable else TinyTLError(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ class Machine(Protocol):
     height: int
     width: int
     threads: int
+    tensors: int
     arena_bytes: int
     images: memoryview
     labels: memoryview
@@ -51,6 +53,12 @@ class ProgramFile(NamedTuple):
         """Return so many bytes of DATA. Raises ProgramError when they cannot be read."""
         try:
             with open(self.path, "rb") as file:
+                there = os.fstat(file.fileno()).st_size - self.data_offset
+                if offset + size > there:  # before so much memory is asked for
+                    raise ProgramError(
+                        f"program {self.path} has {there} bytes of DATA, and is said to carry {size} at {offset}: "
+                        "compile it again"
+                    )
                 file.seek(self.data_offset + offset)
                 data = file.read(size)
         except OSError as error:

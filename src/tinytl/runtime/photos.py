@@ -30,6 +30,12 @@ def of_classes(photos: PhotoSet, classes: Sequence[str]) -> PhotoSet:
     return photos.aligned_to(classes)
 
 
+def has_own_split(photos: str) -> bool:
+    """Whether it is a folder that `to_train` does not split: one with train/ and val/ or test/ in it."""
+    folder = os.path.expanduser(photos)
+    return os.path.isdir(folder) and has_splits(folder)
+
+
 def to_train(
     photos: str,
     classes: Sequence[str],

@@ -7,7 +7,12 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tinytl.errors import InputError
+from tinytl.errors import InputError, NotFiniteError
+
+BROKEN = (
+    "the network's answers are NaN or infinite: its training went too far; train it again with a lower learning rate "
+    "(train --lr)"
+)
 
 
 class Scores(NamedTuple):
@@ -65,8 +70,10 @@ class Tally:
 
 
 def probabilities(row: Sequence[float]) -> list[float]:
-    """Softmax of one image's logits."""
+    """Softmax of one image's logits. Raises NotFiniteError where one of them is NaN or infinite."""
     shift = _log_sum(row, max(row))
+    if not math.isfinite(shift):
+        raise NotFiniteError(BROKEN)
     return [math.exp(value - shift) for value in row]
 
 

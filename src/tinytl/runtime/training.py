@@ -25,14 +25,15 @@ from tinytl._run_folder import CHECKPOINT, DELTA, METRICS, PREVIOUS, SETTINGS, m
 from tinytl._schedule import learning_rate, step_seed
 from tinytl.data.folder import PhotoSet
 from tinytl.data.named import refuse_among
-from tinytl.errors import DataError, Interrupted, NotFiniteError, ProgramError, RunError, TinyTLError
+from tinytl.errors import DataError, Interrupted, NotFiniteError, RunError, TinyTLError
 
 from .batches import filled, in_batches
 from .checkpoint import Boundary, Checkpointer, Progress
 from .delta import write_delta
-from .evaluation import classes_of, evaluate
+from .evaluation import evaluate, finite
+from .judge import judged
 from .machine import Machine, program_file
-from .photos import to_train
+from .photos import has_own_split, to_train
 from .pixels import Recipe, epoch_order
 from .process import give_back, peak_bytes
 from .scores import Scores
@@ -86,14 +87,12 @@ def train(
         refuse_among(photos, out)
         refuse_unless_free(out, resume)
         meta = machine.meta
-        classes = classes_of(machine, meta)
-        chosen = settings(meta.get("train", {}), given or {})
+        classes = judged(meta, machine)
+        compiled = meta.get("train", {})
+        if has_own_split(photos):  # how others were split says nothing of these; what is given is refused
+            compiled = {name: compiled[name] for name in compiled if name not in ("val_fraction", "split_seed")}
+        chosen = settings(compiled, given or {})
         recipe = Recipe(meta["delta"]["preprocessing"], chosen)
-        if (machine.height, machine.width) != (recipe.resolution, recipe.resolution):
-            raise ProgramError(
-                f"the program takes {machine.height} x {machine.width} pixels and says {recipe.resolution}: "
-                "compile it again"
-            )
 
         def checked(done: int, count: int) -> None:
             stop.check()
@@ -109,7 +108,7 @@ def train(
             refuse_unless_free(out, resume)  # again: another run may have ended just now
             remove_temporaries(out / name for name in FILES)
             run = _Run(machine, program, photos, out, chosen, recipe, training, validation, stop, shown)
-            return run.carry_out(intervals or Intervals(), resume, meta.get("train", {}))
+            return run.carry_out(intervals or Intervals(), resume, compiled)
 
 
 class _Run:
@@ -161,7 +160,7 @@ class _Run:
             with self._kept_at_errors(keeper, checkpointer):
                 while self._at.epoch < self._chosen.epochs:
                     scores = self._epoch(log, keeper)
-        scores = scores or evaluate(machine, self._recipe, self._validation, stop)
+        scores = scores or finite(evaluate(machine, self._recipe, self._validation, stop))
         size = write_delta(out / DELTA, machine, self._program)
         stop.advice = f"the run in {out} is finished"
         return Result(
