@@ -40,6 +40,7 @@ class Case:
         images: how many.
         scalars: of the step, as `Interpreter.run` takes them.
         tolerance: of float32 against float64, relative to the largest value.
+        terms: name -> size of the terms an output is a difference of, where that can be far above the output's own.
     """
 
     attributes: dict[str, Any]
@@ -47,6 +48,7 @@ class Case:
     images: int = 1
     scalars: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-5
+    terms: dict[str, float] = field(default_factory=dict)
 
 
 class Maker:
@@ -206,7 +208,9 @@ def softmax_loss(m: Maker) -> Case:
     logits = m.each(1, 1, classes) * m.of(1.0, 20.0)
     metrics = torch.tensor([3.5, 2.0], dtype=torch.float64)
     operands = {"logits": logits, "labels": labels, "grad": written((1, 1, classes)), "metrics": metrics}
-    return Case({"smoothing": m.of(0.0, 0.1)}, operands, m.images, {"count": m.of(1, 8)})
+    count = m.of(1, 8)
+    # A gradient is a probability less a target: where they nearly meet it is small, and its error is theirs.
+    return Case({"smoothing": m.of(0.0, 0.1)}, operands, m.images, {"count": count}, terms={"grad": 1 / count})
 
 
 def act_grad(m: Maker) -> Case:

@@ -173,7 +173,8 @@ def compare(where: str, op: str, case: Case, name: str, found: dict[str, Tensor]
         infinite = theirs.isinf()
         assert torch.equal(ours[infinite], theirs[infinite]), where
         finite = theirs.isfinite()
-        scale = max((t[t.isfinite()].abs().max().item() for t in (theirs, before) if large(t)), default=0.0)
+        values = [t[t.isfinite()].abs().max().item() for t in (theirs, before) if large(t)]
+        scale = max([case.terms.get(name, 0.0), *values])
         error = (ours[finite] - theirs[finite]).abs().max().item() if finite.any() else 0.0
         assert error <= case.tolerance * scale, f"{where}: {error:.3e} of {scale:.3e}"
 
