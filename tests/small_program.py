@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tinytl.compiler.program import Instruction, Program, Tensor, instruction
+from tinytl.compiler.tiles import tiled
 
 WINDOW = {"kh": 3, "kw": 3, "sh": 1, "sw": 1, "top": 1, "left": 1, "bottom": 1, "right": 1, "dh": 1, "dw": 1}
 POINT = {**WINDOW, "kh": 1, "kw": 1, "top": 0, "left": 0, "bottom": 0, "right": 0}
@@ -133,3 +134,8 @@ def small_program(batch: int = 4, micro_batch: int = 2, side: int = 6, channels:
             "train": {"lr": 0.1},
         },
     )
+
+
+def small_tiled() -> Program:
+    """The same with the convolution and what leads back to it an image of a micro-batch of two at a time."""
+    return tiled(small_program(), [(0, 3), (8, 10)], 1)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.small_program import small_program
+from tests.small_program import small_program, small_tiled
 from tinytl.compiler.arena import lay_out
 from tinytl.compiler.file import HEAD, HEAD_BYTES, SECTION, read_program, write_program
 from tinytl.errors import ProgramError, RunError
@@ -92,7 +92,7 @@ def test_the_head_is_as_the_document_says(written: bytes) -> None:
     assert [written[64 + 24 * n :][:8].rstrip(b"\0") for n in range(3)] == [b"META", b"CODE", b"DATA"]
     assert sections(written)[2][0] % 4096 == 0
     code = struct.unpack_from(f"<{WORDS_BEFORE_TENSORS}q", written, sections(written)[1][0])
-    assert code[:8] == (1, 4, 2, 2, 2, 6, 6, 3)
+    assert code[:8] == (2, 4, 2, 2, 2, 6, 6, 3)
 
 
 def test_a_program_that_is_not_ready_is_refused(tmp_path: Path) -> None:
@@ -148,7 +148,8 @@ TENSOR = WORDS_BEFORE_TENSORS  # the first: a constant, f32 (3,)
 @pytest.mark.parametrize(
     ("word", "value", "message"),
     [
-        (0, 2, "of version 2"),
+        (0, 3, "of version 3, expected 2; upgrade tinytl"),
+        (0, 1, "of version 1, expected 2; compile it again"),
         (1, 0, "batch is 0"),
         (1, HUGE, "batch is"),
         (2, 5, "micro_batch is 5"),
@@ -184,6 +185,29 @@ TENSOR = WORDS_BEFORE_TENSORS  # the first: a constant, f32 (3,)
 )
 def test_hostile_numbers_are_refused(tmp_path: Path, written: bytes, word: int, value: int, message: str) -> None:
     assert message in refused(tmp_path, with_word(written, word, value))
+
+
+def test_tiles_are_read_and_hostile_ones_refused(tmp_path: Path) -> None:
+    program = lay_out(small_tiled())
+    write_program(program, tmp_path / "tiled.ttl")
+    found = read_program(tmp_path / "tiled.ttl")
+    assert (found.tile_images, found.tiles) == (1, ((0, 3), (8, 10)))
+    assert [tensor.scope for tensor in found.tensors] == [tensor.scope for tensor in program.tensors]
+    content = (tmp_path / "tiled.ttl").read_bytes()
+    end = sections(content)[1][1] // 8  # ... tile_images, 2, 0, 3, 8, 10
+    for back, value, message in (
+        (6, 0, "tile_images is 0"),
+        (6, 3, "tile_images is 3, expected 1 to 2"),
+        (5, -1, "tiles is -1"),
+        (5, 1, "2 words of CODE are left over"),
+        (4, -1, "first instruction of tile 0 is -1"),
+        (4, 1, "instruction 0 of micro is in no tile and touches tensor"),
+        (3, 0, "end of tile 0 is 0"),
+        (2, 2, "first instruction of tile 1 is 2"),
+        (1, 11, "end of tile 1 is 11"),
+        (1, 9, "instruction 9 of micro is in no tile and touches tensor"),
+    ):
+        assert message in refused(tmp_path, with_word(content, end - back, value))
 
 
 def test_hostile_instructions_are_refused(tmp_path: Path, written: bytes) -> None:
@@ -273,6 +297,9 @@ def test_nothing_but_one_line_comes_of_hostile_words(
 ) -> None:
     """With the hash made right, any word of CODE and any byte of META: read or refused, never another error."""
     path = tmp_path_factory.mktemp("fuzz") / "bad.ttl"
+    if data.draw(st.booleans()):
+        write_program(lay_out(small_tiled()), path)
+        written = path.read_bytes()
     (meta_at, meta_size), (_, code_size), _ = sections(written)
     if data.draw(st.booleans()):
         value = data.draw(st.one_of(st.integers(-2, 70), st.integers(-(2**63), 2**63 - 1)))

@@ -20,9 +20,10 @@ from tinytl.compiler.describe import describe
 from tinytl.compiler.differentiate import training_program
 from tinytl.compiler.inspect import step_multiply_adds
 from tinytl.compiler.picture import draw_arena
-from tinytl.compiler.plan import _Network, _options, _ways, plan, stretch_names, total_bytes
+from tinytl.compiler.plan import plan, stretch_names, total_bytes
 from tinytl.compiler.program import SCRATCH_PER_THREAD, Program
 from tinytl.compiler.step_options import StepOptions
+from tinytl.compiler.ways import Network, all_ways
 from tinytl.errors import BudgetError, InputError
 from tinytl.memory.by_role import live_by_role
 from tinytl.memory.step import StepSpec, build_network
@@ -74,7 +75,7 @@ def test_a_budget_is_kept_and_more_of_it_costs_no_more_time() -> None:
         program = plan(captured("gn"), OPTIONS, budget_bytes=budget)
         assert total_bytes(program) <= budget
         chosen = program.meta["plan"]
-        cost = (chosen["again_multiply_adds"] * 4, 4 // program.micro_batch)
+        cost = (chosen["again_multiply_adds"] * 4, 4 // program.micro_batch, len(chosen["tiled"]))
         assert before is None or cost <= before
         before = cost
     assert program.micro_batch == 4
@@ -96,13 +97,14 @@ def test_what_nothing_fits_is_refused_by_the_least_that_would_do() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ["ft-full", "tinytl-l+b"])
 def test_the_least_that_is_named_is_the_least_of_all_ways(name: str, batch: int) -> None:
-    network, options = captured(name=name), replace(OPTIONS, batch=batch)
-    ways = list(_ways(_Network(network, options), batch, None, None))
-    least = min(total_bytes(lay_out(training_program(network, _options(options, way)))) for way in ways)
+    options = replace(OPTIONS, batch=batch)
+    network = Network(captured(name=name), options)
+    ways = list(all_ways(network, batch, None, None))
+    least = min(total_bytes(lay_out(network.step(way))) for way in ways)
     with pytest.raises(BudgetError) as error:
-        plan(network, options, budget_bytes=1000)
+        plan(captured(name=name), options, budget_bytes=1000)
     assert error.value.least_bytes == least
-    assert total_bytes(plan(network, options, budget_bytes=least)) <= least
+    assert total_bytes(plan(captured(name=name), options, budget_bytes=least)) <= least
 
 
 def test_what_is_given_is_taken() -> None:

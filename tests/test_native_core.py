@@ -17,12 +17,12 @@ import torch
 from tinytl.compiler.arena import lay_out
 from tinytl.compiler.file import read_program
 from tinytl.compiler.interpreter import Interpreter
-from tinytl.compiler.program import SCRATCH_PER_THREAD
+from tinytl.compiler.program import SCRATCH_PER_THREAD, Program
 from tinytl.errors import InputError, NotFiniteError, ProgramError
 from tinytl.runtime import Executor, _library
 
 from .native import needs_compiler, needs_executor, photographs, rehashed, section, small_file, value, written
-from .small_program import small_program
+from .small_program import small_program, small_tiled
 
 pytestmark = needs_executor
 
@@ -150,8 +150,10 @@ def test_an_instruction_set_that_is_not_there_is_refused(path: Path, monkeypatch
         Executor(path)
 
 
-def test_words_of_code_that_are_changed_are_refused_or_harmless(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [small_program, small_tiled])
+def test_words_of_code_that_are_changed_are_refused_or_harmless(make: Callable[[], Program], tmp_path: Path) -> None:
     """In a process of its own: a kernel that left its memory would end it."""
+    path = written(make(), tmp_path / "small.ttl")
     content = path.read_bytes()
     offset, size = section(content, b"CODE")
     generator = random.Random(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from tinytl.compiler.program import Instruction, Program, Tensor
 from tinytl.errors import InputError, ProgramError
 from tinytl.runtime import Executor
 
-from .native import needs_executor, small_file, written
-from .small_program import small_program
+from .native import needs_executor, rehashed, section, small_file, written
+from .small_program import small_program, small_tiled
 
 pytestmark = needs_executor
 
@@ -73,6 +74,30 @@ def test_what_would_leave_its_memory_is_refused(
     change: Callable[[Program], Program], message: str, tmp_path: Path
 ) -> None:
     path = written(change(small_program()), tmp_path / "changed.ttl")
+    with pytest.raises(ProgramError, match=message):
+        Executor(path)
+
+
+@pytest.mark.parametrize(
+    ("back", "value", "message"),
+    [
+        (6, 3, "the images of a tile is 3 .* expected 1 to 2"),
+        (5, 11, "the number of tiles is 11"),
+        (4, 1, "instruction 0 of 'micro' is in no tile, and tensor"),
+        (3, 0, "a tile's end is 0"),
+        (2, 2, "a tile's first instruction is 2"),
+        (1, 11, "a tile's end is 11"),
+        (1, 9, "instruction 9 of 'micro' is in no tile, and tensor"),
+    ],
+)
+def test_hostile_tiles_are_refused(back: int, value: int, message: str, tmp_path: Path) -> None:
+    """The words before the end of CODE: the images of a tile, 2 (tiles), 0, 3, 8, 10."""
+    path = written(small_tiled(), tmp_path / "tiled.ttl")
+    content = path.read_bytes()
+    Executor(path).close()
+    offset, size = section(content, b"CODE")
+    at = offset + size - 8 * back
+    path.write_bytes(rehashed(content[:at] + struct.pack("<q", value) + content[at + 8 :]))
     with pytest.raises(ProgramError, match=message):
         Executor(path)
 

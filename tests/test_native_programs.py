@@ -27,6 +27,7 @@ from tinytl.compiler.file import read_program
 from tinytl.compiler.interpreter import Interpreter
 from tinytl.compiler.program import Instruction
 from tinytl.compiler.step_options import StepOptions
+from tinytl.compiler.tiles import early_ranges, tiled
 from tinytl.errors import InputError
 from tinytl.methods import METHODS
 from tinytl.runtime import Executor
@@ -77,15 +78,35 @@ class Lockstep:
             self._stream("evaluate", first, min(program.evaluate_images, count - first), count, seed)
 
     def _stream(self, stream: str, first: int, images: int, count: int, seed: int) -> None:
-        for at, one in enumerate(self.program.streams[stream]):
+        for at, end in self.program.runs(stream):
+            if (at, end) in (self.program.tiles if stream == "micro" else ()):
+                self._tile(at, end, first, images, count, seed)
+                continue
+            one = self.program.streams[stream][at]
             before = {n: self._held(n, first + images) for n in one.writes() if n in self.interpreter._alive}
             for who in (self.executor, self.interpreter):
-                who.run(stream, at, at + 1, first=first, images=images, count=count, lr=0.01, seed=seed)
+                who.run(stream, at, end, first=first, images=images, count=count, lr=0.01, seed=seed)
             for (name, mode, _), number in zip(one.kind.operands, one.operands, strict=True):
                 if number is None or mode == "in":
                     continue
                 self._compare(one, f"{stream} {at} {one.op} {name}", number, mode, first, images, before.get(number))
             self.compared.add(one.op)
+
+    def _tile(self, at: int, end: int, first: int, images: int, count: int, seed: int) -> None:
+        """What is left of a range that runs in tiles: each micro-batch's parts, and the sums."""
+        for who in (self.executor, self.interpreter):
+            who.run("micro", at, end, first=first, images=images, count=count, lr=0.01, seed=seed)
+        compared = set()
+        for one in self.program.streams["micro"][at:end]:
+            for (name, mode, _), number in zip(one.kind.operands, one.operands, strict=True):
+                left = number is not None and self.program.tensors[number].scope != "tile"
+                if number is None or mode == "in" or not left or number not in self.interpreter._alive:
+                    continue
+                where = f"micro {at} to {end} {one.op} {name}"
+                self._compare(one, where, number, "add", first, images, None)
+                compared.add(number)
+            self.compared.add(one.op)
+        assert compared
 
     def _held(self, number: int, images: int) -> Tensor:
         return value(self.executor, self.program, number, images)
@@ -163,6 +184,29 @@ def test_variants_of_a_step(variant: str, again: bool, tmp_path: Path) -> None:
     pair = small("gn" if variant in ("one by one", "decay") else "bn", LB)
     recompute = frozenset(stretches(pair.captured)) if again else frozenset()
     hold_together(pair, dataclasses.replace(OPTIONS, recompute=recompute, **VARIANTS[variant]), tmp_path)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_tiles(images: int, norm: str, again: bool, tmp_path: Path) -> None:
+    """The last micro-batch, and the last tile of each, are smaller."""
+    pair = small(norm, LB, drop=0.3)
+    recompute = frozenset(stretches(pair.captured)) if again else frozenset()
+    options = dataclasses.replace(OPTIONS, micro_batch=3, recompute=recompute)
+    program = training_program(pair.captured, options)
+    ranges = early_ranges(program, lambda one: 0 <= one.block < 2 or one.layer.startswith("stem"))
+    program = lay_out(tiled(program, ranges, images), options.threads)
+    lockstep = Lockstep(written(program, tmp_path / "program.ttl"))
+    assert lockstep.program.tiles == program.tiles
+    assert lockstep.program.tile_images == images
+    for step in range(2):
+        lockstep.step(options.batch - step, step)
+    first, end = program.tiles[0]
+    for cut in ((first + 1, end), (first, end - 1)):
+        with pytest.raises(InputError, match=f"those from {first} to {end} run together, in tiles"):
+            lockstep.executor.run("micro", *cut)
+    lockstep.executor.close()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

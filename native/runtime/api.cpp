@@ -149,6 +149,10 @@ int tinytl_run(tinytl_program* program, int stream, int64_t begin, int64_t end, 
     if (begin < 0 || begin > end || end > length)
         return refuse(TINYTL_BAD_INPUT, "instructions %lld to %lld: this stream has %lld", static_cast<long long>(begin),
                       static_cast<long long>(end), static_cast<long long>(length));
+    for (const int64_t at : {begin, end})
+        if (const tinytl::Range* tile = model.cut_by(stream, static_cast<size_t>(at)))
+            return refuse(TINYTL_BAD_INPUT, "instructions %lld to %lld: those from %zu to %zu run together, in tiles: take all",
+                          static_cast<long long>(begin), static_cast<long long>(end), tile->begin, tile->end);
     const int64_t most = model.images_of(stream);
     if (first < 0 || images < 1 || images > most || first > model.batch - images)
         return refuse(TINYTL_BAD_INPUT, "%lld images from number %lld: the batch has %lld, and this stream takes %lld at most",

@@ -20,8 +20,9 @@ inline constexpr int64_t scratch_per_thread = 256 * 1024;  // bytes; SCRATCH_PER
 struct Call {
     const Instruction& instruction;
     const Tensor* tensors;  // all of the program
-    int64_t images;         // that this call is for: those of the micro-batch, the last one may have fewer
+    int64_t images;         // that this call is for: those of the micro-batch, or of a tile; the last may have fewer
     int64_t first;          // number, in the batch, of the first of them
+    int64_t inner;          // its number in the micro-batch
     Threads& threads;
     std::byte* scratch;     // scratch_per_thread bytes for each thread, one after the other, aligned to 64
     const StepScalars& step;
@@ -33,8 +34,8 @@ struct Call {
     T* at(int operand) const {
         if (!has(operand)) return nullptr;
         const Tensor& t = tensor(operand);
-        const int64_t skipped = t.scope == Scope::batch ? first * t.image_bytes : 0;
-        return reinterpret_cast<T*>(t.data + skipped);
+        const int64_t skipped = t.scope == Scope::batch ? first : t.scope == Scope::micro ? inner : 0;
+        return reinterpret_cast<T*>(t.data + skipped * t.image_bytes);
     }
     double attribute(int number) const { return instruction.attributes[number]; }
     std::byte* scratch_of(int thread) const { return scratch + thread * scratch_per_thread; }

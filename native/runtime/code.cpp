@@ -9,7 +9,7 @@
 namespace tinytl {
 namespace {
 
-constexpr int64_t code_version = 1, align = 64, most = int64_t{1} << 40, scratch_bytes = 256 * 1024;
+constexpr int64_t code_version = 2, align = 64, most = int64_t{1} << 40, scratch_bytes = 256 * 1024;
 constexpr int64_t dtype_bytes[] = {4, 8, 1, 1, 2, 4, 8, 1};
 constexpr const char* stream_names[] = {"begin", "micro", "finish", "evaluate"};
 
@@ -62,7 +62,7 @@ void read_tensor(Words& words, Model& model, int number, int64_t data_bytes) {
     Tensor& tensor = model.tensors[static_cast<size_t>(number)];
     tensor.role = static_cast<Role>(words.number("a tensor's role", 0, 9));
     tensor.dtype = static_cast<Dtype>(words.number("a tensor's type", 0, 7));
-    tensor.scope = static_cast<Scope>(words.number("a tensor's scope", 0, 2));
+    tensor.scope = static_cast<Scope>(words.number("a tensor's scope", 0, 3));
     tensor.rank = static_cast<int32_t>(words.number("a tensor's rank", 0, 6));
     for (int64_t& extent : tensor.shape) extent = words.number("a tensor's extent", 0, most);
     tensor.data = nullptr;
@@ -72,7 +72,7 @@ void read_tensor(Words& words, Model& model, int number, int64_t data_bytes) {
         fail(TINYTL_BAD_FILE, "is damaged: tensor %d is constant and not of scope 'fixed': compile it again", number);
     const int64_t offset = words.number("a tensor's offset", -1, most);
     const int64_t initial = words.number("the offset of a tensor's first values", -1, most);
-    // Between the streams a tensor of scope 'micro' means nothing: each stream checks its own extent (read_instruction).
+    // Between the streams a tensor of scope 'micro' or 'tile' means nothing: each stream checks its own extent (read_instruction).
     const int64_t bytes = tensor.image_bytes * (tensor.scope == Scope::batch ? model.batch : 1);
     const int64_t room = constant ? data_bytes : model.arena_bytes;
     if (offset >= 0 && (offset % align || offset > room || bytes > room - offset))
@@ -151,6 +151,30 @@ void read_instruction(Words& words, Model& model, int stream, size_t at) {
     verify(model, stream, at);
 }
 
+// Of each tile its first instruction and the one behind its last. What has memory for a tile alone is touched in tiles alone.
+void read_tiles(Words& words, Model& model) {
+    model.tile_images = words.number("the images of a tile", 1, model.micro_batch);
+    const int64_t count = static_cast<int64_t>(model.code[stream_micro].size());
+    model.tiles.resize(static_cast<size_t>(words.number("the number of tiles", 0, count)));
+    int64_t end = 0;
+    for (Range& tile : model.tiles) {
+        const int64_t begin = words.number("a tile's first instruction", end, count - 1);
+        end = words.number("a tile's end", begin + 1, count);
+        tile = {static_cast<size_t>(begin), static_cast<size_t>(end)};
+    }
+    for (int stream = 0; stream < streams; ++stream) {
+        auto tile = model.tiles.begin();
+        for (size_t at = 0; at < model.code[stream].size(); ++at) {
+            while (tile != model.tiles.end() && at >= tile->end) ++tile;
+            if (stream == stream_micro && tile != model.tiles.end() && at >= tile->begin) continue;
+            for (const int32_t number : model.code[stream][at].operands)
+                if (number >= 0 && model.tensors[static_cast<size_t>(number)].scope == Scope::tile)
+                    fail(TINYTL_BAD_FILE, "is damaged: instruction %zu of '%s' is in no tile, and tensor %d is of one: "
+                         "compile it again", at, stream_names[stream], number);
+        }
+    }
+}
+
 void check_slot(const Model& model, int64_t number, const char* name, Dtype dtype, Scope scope, int64_t elements) {
     const Tensor& tensor = model.tensors[static_cast<size_t>(number)];
     if (tensor.dtype != dtype || tensor.scope != scope || tensor.elements != elements || tensor.role == Role::constant ||
@@ -205,6 +229,7 @@ Model read_code(Section code, int64_t data_bytes) {
         model.code[stream].resize(static_cast<size_t>(words.number("a number of instructions", 0, words.left())));
         for (size_t at = 0; at < model.code[stream].size(); ++at) read_instruction(words, model, stream, at);
     }
+    read_tiles(words, model);
     if (words.left()) fail(TINYTL_BAD_FILE, "is damaged: %lld words behind the end of CODE: compile it again",
                            static_cast<long long>(words.left()));
     return model;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "failure.hpp"
+#include "residency.hpp"
 
 namespace tinytl {
 namespace {
@@ -82,6 +83,7 @@ Executor::Executor(const char* path, int threads, bool check)
         seconds_[stream].resize(model_.code[stream].size());
     }
     arena_used_ = model_.state_bytes;
+    forget_own_code();
 }
 
 tinytl_status Executor::check_loss() {
@@ -104,27 +106,46 @@ tinytl_status Executor::check_gradient(const Instruction& instruction) {
 
 tinytl_status Executor::run(int stream, size_t begin, size_t end, int64_t first, int64_t images,
                             const StepScalars& scalars) {
-    for (size_t at = begin; at < end; ++at) {
+    auto tile = model_.tiles.begin();
+    const auto none = stream == stream_micro ? model_.tiles.end() : tile;
+    for (size_t at = begin; at < end;) {
+        while (tile != none && tile->begin < at) ++tile;
+        const bool tiled = tile != none && tile->begin == at;
+        const size_t stop = tiled ? tile->end : tile != none && tile->begin < end ? tile->begin : end;
+        const int64_t most = tiled ? model_.tile_images : images;
+        for (int64_t inner = 0; inner < images; inner += most) {
+            const int64_t count = images - inner < most ? images - inner : most;
+            if (const tinytl_status status = run_range(stream, {at, stop}, {first + inner, inner, count}, scalars)) return status;
+        }
+        at = stop;
+    }
+    // Each thread has its own part of the scratch memory; which instructions make use of it is theirs to know.
+    const int64_t reached = model_.scratch_offset + threads_.count() * scratch_per_thread;
+    if (begin < end && reached > arena_used_) arena_used_ = reached;
+    return TINYTL_OK;
+}
+
+tinytl_status Executor::run_range(int stream, Range range, Part part, const StepScalars& scalars) {
+    for (size_t at = range.begin; at < range.end; ++at) {
         const Instruction& instruction = model_.code[stream][at];
         const double started = timing_ ? seconds_now() : 0;
         if (scalars.train && is_update(instruction.op))
             if (const tinytl_status status = check_gradient(instruction)) return status;
-        functions_[stream][at](Call{instruction, model_.tensors.data(), images, first, threads_, scratch(), scalars});
+        functions_[stream][at](Call{instruction, model_.tensors.data(), part.images, part.first, part.inner, threads_,
+                                    scratch(), scalars});
         if (timing_) seconds_[stream][at] += seconds_now() - started;
         for (const int32_t number : instruction.operands) {
             if (number < 0) continue;
             const Tensor& tensor = model_.tensors[static_cast<size_t>(number)];
             if (tensor.role == Role::constant) continue;
-            const int64_t count = tensor.scope == Scope::fixed ? 1 : tensor.scope == Scope::batch ? first + images : images;
+            const int64_t before = tensor.scope == Scope::batch ? part.first : tensor.scope == Scope::micro ? part.inner : 0;
+            const int64_t count = tensor.scope == Scope::fixed ? 1 : before + part.images;
             const int64_t reached = tensor.data - arena_.data() + count * tensor.image_bytes;
             if (reached > arena_used_) arena_used_ = reached;
         }
         if (scalars.train && instruction.op == Op::softmax_loss)
             if (const tinytl_status status = check_loss()) return status;
     }
-    // Each thread has its own part of the scratch memory; which instructions make use of it is theirs to know.
-    const int64_t reached = model_.scratch_offset + threads_.count() * scratch_per_thread;
-    if (begin < end && reached > arena_used_) arena_used_ = reached;
     return TINYTL_OK;
 }
 

@@ -44,6 +44,7 @@ public:
     // As in tinytl.h. None of these allocates.
     tinytl_status step(int64_t count, double lr, int64_t seed, double* loss, int64_t* correct);
     void evaluate(int64_t count, float* logits);
+    // `begin` and `end` cut no tile.
     tinytl_status run(int stream, size_t begin, size_t end, int64_t first, int64_t images, const StepScalars& scalars);
     // The first label of `count` that is no class; -1: none.
     int64_t bad_label(int64_t count) const;
@@ -51,6 +52,11 @@ public:
     void take_seconds(int stream, double* seconds);
 
 private:
+    // Images: the first one's number in the batch and in the micro-batch, and how many.
+    struct Part {
+        int64_t first, inner, images;
+    };
+    tinytl_status run_range(int stream, Range range, Part part, const StepScalars& scalars);
     tinytl_status check_loss();
     tinytl_status check_gradient(const Instruction& instruction);
 

@@ -12,7 +12,7 @@ namespace tinytl {
 
 enum class Dtype : int32_t { f32 = 0, f64 = 1, u8 = 2, i8 = 3, f16 = 4, i32 = 5, i64 = 6, bits = 7 };
 enum class Role : int32_t { constant, trained, state, gradient, derived, input, activation, mask, metric, scratch };
-enum class Scope : int32_t { fixed = 0, batch = 1, micro = 2 };
+enum class Scope : int32_t { fixed = 0, batch = 1, micro = 2, tile = 3 };
 
 enum class Op : int32_t {
     normalize = 1, conv = 2, group_norm = 3, affine = 4, activation = 5, add = 6, smooth = 7, gate = 8, avg_pool = 9,

@@ -305,7 +305,7 @@ Values run(const Case& c, Kernel kernel, Threads& threads) {
     std::byte* scratch = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
     std::memset(scratch, 0x7F, bytes);  // large numbers: what is not written must not be read
     const StepScalars step{0.01, 3, 7, 8, true};
-    kernel(Call{c.instruction, tensors.data(), c.images, 0, threads, scratch, step});
+    kernel(Call{c.instruction, tensors.data(), c.images, 0, 0, threads, scratch, step});
     std::free(scratch);
     Values found = c.values;
     for (size_t i = 0; i < found.size(); ++i)

@@ -16,6 +16,7 @@ The weights are random, which no byte and no time depends on.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ from tinytl.compiler.compile import compile_classes, compile_network
 from tinytl.compiler.cost import multiply_adds
 from tinytl.compiler.file import write_program
 from tinytl.compiler.program import Program
-from tinytl.errors import InputError, TinyTLError
+from tinytl.errors import BudgetError, InputError, TinyTLError
 from tinytl.memory.profile import candidate, stock_layouts
 from tinytl.memory.rss import rss_delta
 from tinytl.memory.step import StepSpec, build_network
@@ -52,23 +53,36 @@ STREAMS = ("begin", "micro", "finish")
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """One program to measure: its method, norm and bits."""
+    """One program to measure: its method, norm and bits.
+
+    Attributes:
+        process_bytes: that the whole process is to take at most: the step is the fastest that does; where that is less
+            than the least there is, or None, the step takes as little memory as it can.
+    """
 
     method: str
     norm: str = "bn"
     frozen_bits: int = 8
     optimizer_bits: int = 32
+    process_bytes: int | None = None
+
+    @property
+    def memory_budget(self) -> int | None:
+        """Bytes of the process that are the arena's and the constants'."""
+        return None if self.process_bytes is None else self.process_bytes - PROGRAM_BYTES
 
 
+PROGRAM_BYTES = 2_300_000
+"""Of the stand-alone process beside the arena and the constants: its code, its stack, what a file's tables become."""
 ROWS = (
-    DeviceRow("tinytl-b"),
-    DeviceRow("tinytl-b", frozen_bits=32),
-    DeviceRow("tinytl-l+b"),
-    DeviceRow("tinytl-l+b", optimizer_bits=8),
-    DeviceRow("tinytl-l+b", "gn"),
-    DeviceRow("tinytl-l+b", "gn", optimizer_bits=8),
+    DeviceRow("tinytl-b", process_bytes=16_000_000),
+    DeviceRow("tinytl-b", frozen_bits=32, process_bytes=24_000_000),
+    DeviceRow("tinytl-l+b", process_bytes=44_000_000),
+    DeviceRow("tinytl-l+b", optimizer_bits=8, process_bytes=32_000_000),
+    DeviceRow("tinytl-l+b", "gn", process_bytes=48_000_000),
+    DeviceRow("tinytl-l+b", "gn", optimizer_bits=8, process_bytes=36_000_000),
 )
-"""Those of issue 5."""
+"""Those of issue 5, with what it allows each process."""
 
 
 def device_rows(
@@ -90,7 +104,8 @@ def device_rows(
 
     Returns:
         For each row a dict: `method`, `norm`, `optimizer_bits`, `frozen_bits`, `threads`, `isa`, `micro_batch`,
-        `peak_rss_bytes`, `python_peak_rss_bytes`, `first_step_seconds` (from the file to the end of the first step),
+        `process_budget_bytes` (by which the step was planned, None: as little as it can), `peak_rss_bytes`,
+        `python_peak_rss_bytes`, `first_step_seconds` (from the file to the end of the first step),
         `arena_planned_bytes`, `arena_used_bytes`, `data_bytes`, `step_seconds` (median), `stock_step_seconds`,
         `stock_full_step_seconds`,
         `ratio`, `ratio_low`, `ratio_high` (of turns, against stock of the same method; `full_ratio...`: FT-Full),
@@ -125,7 +140,8 @@ def device_rows(
 def _compiled(base: StepSpec, row: DeviceRow, threads: int, path: Path) -> Program:
     spec = replace(base, method=row.method, norm=row.norm, frozen_bits=row.frozen_bits)  # pyright: ignore
     model, adaptation = build_network(spec)
-    program = compile_network(
+    compiled = functools.partial(
+        compile_network,
         model,
         adaptation,
         resolution=base.resolution,
@@ -133,6 +149,10 @@ def _compiled(base: StepSpec, row: DeviceRow, threads: int, path: Path) -> Progr
         optimizer_bits=row.optimizer_bits,
         threads=threads,
     )
+    try:
+        program = compiled(budget_bytes=row.memory_budget)
+    except BudgetError:
+        program = compiled()
     write_program(program, path)
     return program
 
@@ -149,11 +169,12 @@ def _measured(
     """The rows of one norm, whose stock steps they share."""
     norm = programs[0][0].norm
     alone = []
-    for row, _, path in programs:
+    for row, program, path in programs:
         on_row(f"{row.method}, {norm}: alone")
         alone.append(run_standalone(program_path, path, threads))
         on_row(f"{row.method}, {norm}: from Python")
-        alone[-1]["python_peak_rss_bytes"] = python_peak(base, row, threads, path.with_suffix(""))
+        budget = program.meta["plan"]["budget_bytes"]
+        alone[-1]["python_peak_rss_bytes"] = python_peak(base, row, budget, threads, path.with_suffix(""))
     steps: dict[Any, Callable[[], object]] = {}
     executors = [Executor(path, threads) for _, _, path in programs]
     rss: dict[str, int | None] = {}
@@ -194,6 +215,7 @@ def _measured(
                 "threads": threads,
                 "isa": process["isa"],
                 "micro_batch": process["micro_batch"],
+                "process_budget_bytes": row.process_bytes if program.meta["plan"]["budget_bytes"] else None,
                 "peak_rss_bytes": process["peak_rss_bytes"],
                 "python_peak_rss_bytes": process["python_peak_rss_bytes"],
                 "first_step_seconds": process["open_seconds"] + process["first_step_seconds"],
@@ -222,7 +244,7 @@ def run_standalone(program: Path, path: Path, threads: int) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def python_peak(base: StepSpec, row: DeviceRow, threads: int, folder: Path) -> int:
+def python_peak(base: StepSpec, row: DeviceRow, budget: int | None, threads: int, folder: Path) -> int:
     """The most that Python has resident while it trains for an epoch on photographs, which are made in `folder`."""
     classes = [f"class{number:03d}" for number in range(base.classes)]
     photos = folder / "photos"
@@ -241,6 +263,7 @@ def python_peak(base: StepSpec, row: DeviceRow, threads: int, folder: Path) -> i
         resolution=base.resolution,
         batch_size=base.batch_size,
         frozen_bits=row.frozen_bits,
+        memory_budget=None if budget is None else str(budget),
         fit=FitOptions(epochs=1, optimizer_bits=row.optimizer_bits),
     )
     path = folder / "program.ttl"

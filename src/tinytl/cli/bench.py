@@ -78,6 +78,8 @@ def columns() -> list[Any]:
         Column("norm", "norm"),
         Column("frozen_bits", "frozen bits"),
         Column("optimizer_bits", "Adam bits"),
+        Column("micro_batch", "images at a time"),
+        Column("process_budget_bytes", "allowed", "MB"),
         Column("peak_rss_bytes", "process", "MB"),
         Column("python_peak_rss_bytes", "from Python", "MB"),
         Column("stock_peak_rss_bytes", "stock process", "MB"),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .liveness import IN_PLACE, Interval, arena_bytes, buffers, lifetimes, resident, timeline
+from .liveness import IN_PLACE, Interval, arena_bytes, buffers, lifetimes, resident, tiled_places, timeline
 from .packing import aligned, bound, pack
 from .program import ALIGN, SCRATCH_PER_THREAD, Program, Tensor
 
@@ -169,11 +169,14 @@ def verify(program: Program) -> None:
 def _handed_over(program: Program) -> dict[tuple[int, int], set[int]]:
     """(input, output) -> the instructions at which the output may take over the input's memory."""
     found: dict[tuple[int, int], set[int]] = {}
+    within = tiled_places(program)
     for at, (_, one) in enumerate(timeline(program)):
         output, inputs = IN_PLACE.get(one.op, ("", ()))
         target = one.operand(output) if output else None
         for source in (one.operand(name) for name in inputs):
-            if source is not None and target is not None and list(one.operands).count(source) == 1:
+            if source is None or target is None or list(one.operands).count(source) > 1:
+                continue
+            if at not in within or program.tensors[source].scope == "tile":
                 found.setdefault((source, target), set()).add(at)
     return found
 

@@ -19,7 +19,7 @@ from tinytl._atomic import DamagedFileError, atomic_file, parse_json, raw_bytes
 from tinytl.errors import ProgramError
 
 from .arena import constant_bytes, data_bytes, verify
-from .file_code import read_code, write_code
+from .file_code import NewerError, read_code, write_code
 from .file_meta import read_meta, write_meta
 from .packing import aligned
 from .program import Program, Tensor
@@ -47,10 +47,6 @@ _TORCH = {
 }
 _CARRIED = {torch.float32: "F32", torch.int64: "I64"}
 _OF_CARRIED = {name: dtype for dtype, name in _CARRIED.items()}
-
-
-class _NewerError(ProgramError):
-    """Nothing is wrong with the file: a later tinytl wrote it."""
 
 
 def write_program(program: Program, path: Path) -> str:
@@ -103,7 +99,7 @@ def read_program(path: Path) -> Program:
     except DamagedFileError as error:
         raise ProgramError(f"program {path} {error}; compile it again") from error
     except ProgramError as error:
-        mend = UPGRADE if isinstance(error, _NewerError) else "compile it again"
+        mend = UPGRADE if isinstance(error, NewerError) else "compile it again"
         raise ProgramError(f"program {path}: {error}; {mend}") from error
 
     # a copy of its own: torch takes no read-only memory without a warning
@@ -148,7 +144,7 @@ def _judge_head(head: bytes, size: int) -> None:
     if order != BYTE_ORDER:
         raise ProgramError("its bytes are in another order than this machine's")
     if version != VERSION:
-        kind = _NewerError if version > VERSION else ProgramError
+        kind = NewerError if version > VERSION else ProgramError
         raise kind(f"it is of version {version}, and this tinytl reads {VERSION}")
     if named != size:
         raise ProgramError(f"it is cut short or damaged: {size:,} bytes, and it names {named:,}")

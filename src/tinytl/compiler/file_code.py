@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tinytl.errors import ProgramError
 from .op_table import BY_CODE
 from .program import ALIGN, DTYPES, ROLES, SCOPES, SCRATCH_PER_THREAD, STREAMS, Instruction, Program, Tensor
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 MAX_RANK = 6
 TENSOR_WORDS = 12
 MAX_BYTES = 1 << 40
@@ -22,6 +22,10 @@ MAX_IMAGES = 1 << 20
 MAX_THREADS = 1024
 NAMED = ("images", "labels", "logits", "metrics", "step_count")
 _DTYPES = tuple(DTYPES)
+
+
+class NewerError(ProgramError):
+    """Nothing is wrong with the file: a later tinytl wrote it."""
 
 
 def write_code(program: Program) -> bytes:
@@ -50,6 +54,7 @@ def write_code(program: Program) -> bytes:
             words += [one.kind.code, len(one.operands), *(-1 if n is None else n for n in one.operands)]
             words.append(len(one.kind.attributes))
             words += [_bits(one.attributes[name]) for name, _ in one.kind.attributes]
+    words += [program.tile_images, len(program.tiles), *(at for tile in program.tiles for at in tile)]
     return np.array(words, dtype="<i8").tobytes()
 
 
@@ -64,7 +69,8 @@ def read_code(code: bytes, data_bytes: int) -> Program:
     words = _Words(np.frombuffer(code, dtype="<i8").tolist())
     version = words.take("version")
     if version != CODE_VERSION:
-        raise ProgramError(f"its CODE is of version {version}, expected {CODE_VERSION}")
+        error = NewerError if version > CODE_VERSION else ProgramError
+        raise error(f"its CODE is of version {version}, expected {CODE_VERSION}")
     batch = words.take("batch", 1, MAX_IMAGES)
     micro = words.take("micro_batch", 1, batch)
     evaluate = words.take("evaluate_images", 1, batch)
@@ -81,6 +87,8 @@ def read_code(code: bytes, data_bytes: int) -> Program:
         raise ProgramError(f"it names the tensors {named}, and has {count}")
     found = [_tensor(words, number) for number in range(count)]
     streams = {stream: tuple(_instructions(words, found)) for stream in STREAMS}
+    tile_images = words.take("tile_images", 1, micro)
+    tiles = tuple(_tiles(words, len(streams["micro"])))
     if words.left:
         raise ProgramError(f"{words.left} words of CODE are left over")
     program = Program(
@@ -89,12 +97,15 @@ def read_code(code: bytes, data_bytes: int) -> Program:
         batch=batch,
         micro_batch=micro,
         evaluate_images=evaluate,
+        tile_images=tile_images,
+        tiles=tiles,
         **dict(zip(NAMED, named, strict=True)),
         gradients=_gradients(streams),
         arena_bytes=arena,
         state_bytes=state,
         threads=threads,
     )
+    _judge_tiles(program)
     _judge_places(program, data_bytes)
     _judge_named(program, (height, width, classes))
     return program
@@ -159,6 +170,14 @@ def _instructions(words: _Words, tensors: list[Tensor]) -> list[Instruction]:
     return found
 
 
+def _tiles(words: _Words, count: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    for at in range(words.take("tiles", 0, count)):
+        first = words.take(f"first instruction of tile {at}", end, count - 1)
+        end = words.take(f"end of tile {at}", first + 1, count)
+        yield first, end
+
+
 def _gradients(streams: Mapping[str, tuple[Instruction, ...]]) -> dict[int, int]:
     """Trained tensor -> gradient, by what the updates take."""
     found = {}
@@ -171,6 +190,18 @@ def _gradients(streams: Mapping[str, tuple[Instruction, ...]]) -> dict[int, int]
     return found
 
 
+def _judge_tiles(program: Program) -> None:
+    """Refuse what has memory for a tile alone and is touched elsewhere."""
+    within = {at for first, end in program.tiles for at in range(first, end)}
+    for stream in STREAMS:
+        for at, one in enumerate(program.streams[stream]):
+            if stream == "micro" and at in within:
+                continue
+            for number in one.operands:
+                if number is not None and program.tensors[number].scope == "tile":
+                    raise ProgramError(f"instruction {at} of {stream} is in no tile and touches tensor {number} of one")
+
+
 def _judge_places(program: Program, data_bytes: int) -> None:
     """Refuse a tensor that does not lie where its role says."""
     assert program.arena_bytes is not None
@@ -179,7 +210,7 @@ def _judge_places(program: Program, data_bytes: int) -> None:
     touched = {(n, stream == "evaluate") for stream, one in program.instructions() for n in one.operands}
     for number, tensor in enumerate(program.tensors):
         size = max((tensor.bytes(program, later) for later in (False, True) if (number, later) in touched), default=0)
-        size = max(size, 0 if tensor.scope == "micro" else tensor.bytes(program))
+        size = max(size, 0 if tensor.scope in ("micro", "tile") else tensor.bytes(program))
         constant = tensor.role == "constant"
         assert tensor.offset is not None
         if constant and tensor.scope != "fixed":

@@ -43,6 +43,7 @@ def record(program: Program) -> dict[str, Any]:
         "batch": program.batch,
         "micro_batch": program.micro_batch,
         "evaluate_images": program.evaluate_images,
+        "tile_images": program.tile_images if program.tiles else None,
         "threads": program.threads,
         "arena_bytes": program.arena_bytes,
         "state_bytes": program.state_bytes,
@@ -144,6 +145,8 @@ def chosen_lines(program: Program) -> list[str]:
         else f"the batch of {program.batch} as {pieces} micro-batches of {program.micro_batch}"
     ]
     lines[0] += f": {why}"
+    if early := plan.get("tiled", []):
+        lines.append(f"{program.tile_images} at a time, in tiles of a micro-batch: {stretch_names(early)}")
     if again:
         share = plan.get("again_multiply_adds", 0) * program.batch / max(step_multiply_adds(program), 1)
         lines.append(f"run again in backward and not kept: {stretch_names(again)} (up to {share:.0%} of a step)")

@@ -41,6 +41,10 @@ class Alive:
         roles = RESIDENT | {"gradient"} if stream in ("micro", "finish") else RESIDENT
         self._written = {n for n in self._written if self._program.tensors[n].role in roles or n in self._begun}
 
+    def enter_tile(self) -> None:
+        """The next tile begins: nothing of the last one is there."""
+        self._written = {n for n in self._written if self._program.tensors[n].scope != "tile"}
+
     def write(self, number: int, stream: str = "", by: str = "what was set") -> None:
         """A tensor has its values now, and those that share its bytes have lost theirs."""
         for other in self._shared[stream == "evaluate"].get(number, ()):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,26 @@ _OWN = {
     "i64": torch.int64,
     "bits": torch.uint8,
 }
+
+
+class Part(NamedTuple):
+    """The images that an instruction is for.
+
+    Attributes:
+        stream: that it is of.
+        first: number, in the batch, of the first image.
+        inner: likewise in the micro-batch: above 0 in tiles behind the first.
+        images: how many.
+    """
+
+    stream: str
+    first: int
+    inner: int
+    images: int
+
+    def begin(self, scope: str) -> int:
+        """Where these images begin in a tensor of a scope that has one an image."""
+        return {"batch": self.first, "micro": self.inner, "tile": 0}[scope]
 
 
 class Interpreter:
@@ -138,6 +158,8 @@ class Interpreter:
     ) -> None:
         """Run the instructions [begin, end) of a stream. Where begin is 0, what does not outlive streams is forgotten.
 
+        A range of `Program.tiles` runs as a whole; begin and end are at no instruction inside of one.
+
         Args:
             stream: one of `STREAMS`; one that the program does not have is empty.
             begin, end: numbers of instructions; all by default.
@@ -146,6 +168,9 @@ class Interpreter:
             count: images of the whole batch; by default `images`.
             lr, seed: as for `step`.
             step: number of the step; by default as many as are counted, at least 1, as in the executor.
+
+        Raises:
+            ValueError: begin or end is inside of a tile.
         """
         program, evaluate = self.program, stream == "evaluate"
         if begin == 0:
@@ -155,9 +180,21 @@ class Interpreter:
         if step is None:
             step = 1 if program.step_count is None else max(int(self._values[program.step_count]), 1)
         scalars = StepScalars(lr=lr, step=step, seed=seed, count=count or images, train=not evaluate)
-        for at, one in enumerate(program.streams.get(stream, ())[begin:end], begin):
-            where = f"{stream} {at} ({one.op}{f' for {one.layer}' if one.layer else ''})"
-            self._execute(one, where, stream, images, first, scalars)
+        instructions = program.streams.get(stream, ())
+        end = len(instructions) if end is None else end
+        runs = [(a, b) for a, b in program.runs(stream) if b > begin and a < end]
+        if runs and not begin <= runs[0][0] <= runs[-1][1] <= end:
+            raise ValueError(f"instructions {begin} to {end} of {stream}: expected whole tiles of {program.tiles}")
+        for run in runs:
+            tile = program.tile_images if stream == "micro" and run in program.tiles else images
+            for inner in range(0, images, tile):
+                here = Part(stream, first + inner, inner, min(tile, images - inner))
+                if tile < images:
+                    self._alive.enter_tile()
+                for at in range(*run):
+                    one = instructions[at]
+                    where = f"{stream} {at} ({one.op}{f' for {one.layer}' if one.layer else ''})"
+                    self._execute(one, where, here, scalars)
 
     def _forget(self, stream: str, keep_logits: bool) -> None:
         """What does not outlive streams is forgotten; but logits gather over the passes of 'evaluate'."""
@@ -167,16 +204,14 @@ class Interpreter:
         if held:
             self._alive.write(_known(logits), stream)
 
-    def _execute(
-        self, one: Instruction, where: str, stream: str, images: int, first: int, scalars: StepScalars
-    ) -> None:
-        self._alive.check(one, where, stream)
+    def _execute(self, one: Instruction, where: str, here: Part, scalars: StepScalars) -> None:
+        self._alive.check(one, where, here.stream)
         values = {
-            name: self._part(number, first, images)
+            name: self._part(number, here)
             for (name, mode, _), number in zip(one.kind.operands, one.operands, strict=True)
             if number is not None and mode != "out"
         }
-        call = Call(self.program, one, values, images, first, scalars, self.dtype)
+        call = Call(self.program, one, values, here.images, here.first, scalars, self.dtype)
         results = FUNCTIONS[one.op](call)
         for (name, mode, _), number in zip(one.kind.operands, one.operands, strict=True):
             if number is None or mode == "in":
@@ -184,32 +219,32 @@ class Interpreter:
             value = results[name]
             if mode == "add":
                 value = values[name] + value
-            self._store(number, value, where, first, images)
-            self._alive.write(number, stream, where)
+            self._store(number, value, where, here)
+            self._alive.write(number, here.stream, where)
 
-    def _part(self, number: int, first: int, images: int) -> Tensor:
+    def _part(self, number: int, here: Part) -> Tensor:
         """The value as an instruction sees it."""
-        value = self._values[number]
-        if self.program.tensors[number].scope == "batch":
-            return value[first : first + images]
-        return value
+        value, scope = self._values[number], self.program.tensors[number].scope
+        if scope == "fixed":
+            return value
+        begin = here.begin(scope)
+        return value[begin : begin + here.images]
 
-    def _store(self, number: int, value: Tensor, where: str, first: int, images: int) -> None:
+    def _store(self, number: int, value: Tensor, where: str, here: Part) -> None:
         tensor = self.program.tensors[number]
         shape = self._shape(number)
-        expected = shape if tensor.scope == "fixed" else (images, *shape)
+        expected = shape if tensor.scope == "fixed" else (here.images, *shape)
         if tuple(value.shape) != expected:
             raise RuntimeError(f"{where} makes {tensor.name} {tuple(value.shape)}, expected {expected}")
         value = value.to(self._held(number))
-        if tensor.scope != "batch":
-            self._values[number] = value
-            return
         held = self._values.get(number)
-        before = held[:first] if held is not None else value[:0]
-        after = held[first + images :] if held is not None else value[:0]
-        if len(before) < first:
-            raise RuntimeError(f"{where} writes image {first} of {tensor.name}, {len(before)} are there before it")
-        self._values[number] = torch.cat([before, value, after])
+        begin = 0 if tensor.scope == "fixed" else here.begin(tensor.scope)
+        if tensor.scope == "batch" or begin:  # a part of it
+            held = value[:0] if held is None else held
+            if len(held) < begin:
+                raise RuntimeError(f"{where} writes image {begin} of {tensor.name}, {len(held)} are there before it")
+            value = torch.cat([held[:begin], value, held[begin + here.images :]])
+        self._values[number] = value
 
     # ---- values
 

@@ -3,12 +3,13 @@
 Time is the row of all instructions: `begin`, `micro` and `finish` one behind the other, then `evaluate`, which runs
 apart from them. A tensor is alive from the instruction that writes it whole to the last one that touches that value;
 one that is written whole again (run again in backward, say) is not alive between. What `micro` takes from `begin`, or
-adds to, is alive through all of `micro` where that runs more than once. Resident is what outlives the streams.
+adds to, is alive through all of `micro` where that runs more than once; likewise what a tile takes from before it, or
+leaves of the whole micro-batch, through all of the tile. Resident is what outlives the streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .program import Instruction, Program
@@ -58,6 +59,12 @@ class Buffer:
     intervals: tuple[Interval, ...]
 
 
+def tiled_places(program: Program) -> set[int]:
+    """Numbers, in the timeline, of the instructions that run in tiles."""
+    begin = len(program.streams.get("begin", ()))
+    return {begin + at for first, end in program.tiles for at in range(first, end)}
+
+
 def timeline(program: Program) -> list[tuple[str, Instruction]]:
     """(stream, instruction) in the order of time: the step, then `evaluate`."""
     return list(program.instructions())
@@ -99,7 +106,25 @@ def lifetimes(program: Program) -> dict[int, tuple[Interval, ...]]:
                 if repeats and stream == "micro" and before == "begin":  # the next micro-batch needs it, too
                     spans[-1] = (spans[-1][0], loop[-1])
             streams[number] = stream
-    return {number: _united(spans) for number, spans in found.items()}
+    tiles = [(loop[0] + first, loop[0] + end - 1) for first, end in program.tiles]
+    return {
+        number: _united([_through_tiles(span, program.tensors[number].scope, tiles) for span in spans])
+        for number, spans in found.items()
+    }
+
+
+def _through_tiles(span: Interval, scope: str, tiles: Sequence[Interval]) -> Interval:
+    """The span with all of each tile that another tile of the same range needs it in.
+
+    What comes from before is there for the last tile as for the first; what has a part for each image of the
+    micro-batch is being written by all of them.
+    """
+    first, last = span
+    for begin, end in tiles:
+        whole = scope == "micro" and begin <= last and first <= end
+        if whole or first < begin <= last:
+            first, last = min(first, begin) if whole else first, max(last, end)
+    return first, last
 
 
 def _united(spans: list[Interval]) -> tuple[Interval, ...]:
@@ -129,9 +154,12 @@ def buffers(program: Program, times: Mapping[int, tuple[Interval, ...]] | None =
             number = root[number]
         return number
 
+    within = tiled_places(program)
     for at, (_, one) in enumerate(timeline(program)):
         taken = _takes_over(program, one, times)
         for source, target in taken:
+            if at in within and program.tensors[source].scope != "tile":
+                continue  # the next tile's part of the input is still to come
             a, b = top(source), top(target)
             if a == b or not _meet_only(spans[a], spans[b], at):
                 continue

@@ -9,7 +9,8 @@ A step on a batch runs in micro-batches, whose gradients add up:
     micro, n times      forward, loss and backward of `micro_batch` images
     finish              what is left to be done to gradients, and the updates
 
-Where a batch is one micro-batch, updates may stand in `micro`, each as soon as its gradient is complete. `evaluate` is
+Where a batch is one micro-batch, updates may stand in `micro`, each as soon as its gradient is complete. Ranges of
+`micro` may run in tiles, a few images of the micro-batch at a time (`tinytl.compiler.tiles`). `evaluate` is
 forward alone, on the same `images` and `evaluate_images` of them at a time, into `logits`, which has the scope 'batch';
 between the streams nothing is alive but what is resident (constants, trained, state) and what came in.
 """
@@ -38,8 +39,8 @@ ROLES = (
     "metric",
     "scratch",  # the threads' own memory
 )
-SCOPES = ("fixed", "batch", "micro")
-"""What a tensor has one of: the step; each image of the batch; each image of a micro-batch."""
+SCOPES = ("fixed", "batch", "micro", "tile")
+"""What a tensor has one of: the step; each image of the batch; of a micro-batch; of a tile of one."""
 
 STREAMS = ("begin", "micro", "finish", "evaluate")
 ALIGN = 64
@@ -85,7 +86,8 @@ class Tensor:
     def bytes(self, program: Program, evaluate: bool = False) -> int:
         """All of its bytes in that program; `evaluate`: as a tensor of that stream."""
         micro = program.evaluate_images if evaluate else program.micro_batch
-        return {"fixed": 1, "batch": program.batch, "micro": micro}[self.scope] * self.image_bytes
+        images = {"fixed": 1, "batch": program.batch, "micro": micro, "tile": program.tile_images}
+        return images[self.scope] * self.image_bytes
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Program:
         tensors: by number.
         streams: name (of `STREAMS`) -> instructions in order. A captured program has 'evaluate' alone.
         batch, micro_batch, evaluate_images: images of a step at most, of a micro-batch, and of one pass of 'evaluate'.
+        tile_images, tiles: of the stream 'micro', the ranges [first, end) of instructions that run as a whole for the
+            first `tile_images` images, then for the next, and so on; in order and apart.
         images, labels, logits, metrics: numbers of these tensors; `logits` is that of the stream 'evaluate'.
         step_count: number of the i64 tensor () that counts steps (role 'state').
         gradients: trained tensor -> its gradient.
@@ -195,6 +199,8 @@ class Program:
     batch: int = 1
     micro_batch: int = 1
     evaluate_images: int = 1
+    tile_images: int = 1
+    tiles: tuple[tuple[int, int], ...] = ()
     images: int | None = None
     labels: int | None = None
     logits: int | None = None
@@ -211,6 +217,20 @@ class Program:
     def trained(self) -> tuple[int, ...]:
         """Numbers of the trained tensors."""
         return tuple(n for n, tensor in enumerate(self.tensors) if tensor.role == "trained")
+
+    def runs(self, stream: str) -> list[tuple[int, int]]:
+        """Ranges [first, end) of a stream's instructions that run as a whole: its tiles, and each other instruction."""
+        found: list[tuple[int, int]] = []
+        tiles = iter(self.tiles if stream == "micro" else ())
+        tile = next(tiles, None)
+        at, count = 0, len(self.streams.get(stream, ()))
+        while at < count:
+            end = at + 1
+            if tile is not None and at == tile[0]:
+                end, tile = tile[1], next(tiles, None)
+            found.append((at, end))
+            at = end
+        return found
 
     def instructions(self) -> Iterator[tuple[str, Instruction]]:
         """(stream, instruction) of all streams in order."""
