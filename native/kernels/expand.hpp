@@ -18,6 +18,12 @@ struct FloatWeights {
     float scale(int64_t) const { return 1.0f; }
 };
 
+struct ScaledWeights : FloatWeights {  // one scale for each output channel
+    const float* scales;
+    static constexpr bool scaled = true;
+    float scale(int64_t o) const { return scales[o]; }
+};
+
 struct ByteWeights {  // i8 codes, one scale for each output channel
     const int8_t* codes;
     const float* scales;
@@ -93,8 +99,11 @@ void with_weights(const Tensor& weight, const float* table, Body&& body) {
         case Dtype::i8: return body(ByteWeights{static_cast<const int8_t*>(data), table});
         case Dtype::u8: return body(TableWeights{static_cast<const uint8_t*>(data), table});
         case Dtype::f16: return body(HalfWeights{static_cast<const uint16_t*>(data), table});
-        default: return body(FloatWeights{static_cast<const float*>(data)});
+        default: break;
     }
+    const FloatWeights plain{static_cast<const float*>(data)};
+    if (table) return body(ScaledWeights{plain, table});
+    return body(plain);
 }
 
 // One step of a transposition: lanes whose number has bit `S` change places between a and b, which lie S rows apart.
