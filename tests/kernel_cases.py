@@ -108,11 +108,11 @@ class Maker:
             found.append(wide // window[f"s{letter}"] + 1)
         return found[0], found[1]
 
-    def weight(self, shape: Shape, outs: int, kinds: tuple[str, ...] = ("f32", "i8", "u8", "f16")) -> dict[str, Any]:
-        """A weight of any type, with its table."""
-        kind = self.of(*kinds)
+    def weight(self, shape: Shape, outs: int) -> dict[str, Any]:
+        """A weight of any type, with its table; that of an f32 weight may be absent."""
+        kind = self.of("f32", "f32", "i8", "u8", "f16")
         if kind == "f32":
-            return {"w": self.random(*shape)}
+            return present(w=self.random(*shape), table=self.maybe(outs))
         if kind == "f16":
             return {"w": self.random(*shape).half(), "table": torch.tensor([0.7])}
         codes = torch.randint(-127, 128, shape, generator=self.generator)

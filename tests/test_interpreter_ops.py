@@ -143,6 +143,24 @@ def test_codes_are_expanded_by_their_table(depthwise: bool) -> None:
     same(expand(numbers, values, torch.float64), values[numbers.long()])
     half = draw(*shape).half()
     same(expand(half, torch.tensor([0.25]), torch.float64), half.double() * 0.25)
+    plain = draw(*shape)
+    same(expand(plain, None, torch.float64), plain)
+    same(expand(plain, scale, torch.float64), plain * by_channel)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6], ids=["dense", "grouped", "depthwise"])
+def test_a_scale_beside_a_weight_is_one_of_the_forwards_output_channels(groups: int) -> None:
+    depthwise = groups == 6
+    shape, outs = ((3, 3, 6), 6) if depthwise else ((9, 3, 3, 6 // groups), 9)
+    x, w, scale = draw(2, 5, 5, 6), draw(*shape), draw(outs)
+    conv = window({"kernel": (3, 3), "stride": (2, 1), "pads": (1, 1, 1, 1), "dilation": (1, 1)})
+    conv |= {"groups": groups, "depthwise": int(depthwise)}
+    rows = ((3, 5, outs), "f32")
+    scaled = run_one("conv", conv | NO_ACT, 2, x=x, w=w, table=scale, y=rows)["y"]
+    same(scaled, run_one("conv", conv | NO_ACT, 2, x=x, w=w, y=rows)["y"] * scale)
+    grad = draw(*scaled.shape)
+    back = run_one("conv_dx", conv | {"slope": 0.0}, 2, grad=grad, w=w, table=scale, y=f32(x))["y"]
+    same(back, run_one("conv_dx", conv | {"slope": 0.0}, 2, grad=grad * scale, w=w, y=f32(x))["y"])
 
 
 def test_convolution_reads_codes() -> None:

@@ -61,9 +61,18 @@ def image_of_one_axis(program: Program) -> Program:
     return replace(program, tensors=tuple(tensors))
 
 
+def scaled_by(name: str) -> Callable[[Program], Program]:
+    """That tensor stands beside the weight of each convolution, the first of which has 5 output channels."""
+    return lambda program: with_operands(program, "conv", table=number_of(program, name))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (scaled_by("scale"), "table has another number of elements"),
+        (scaled_by("conv.weight"), "table has another number of elements"),
+        (scaled_by("x"), "table is not of scope 'fixed'"),
+        (scaled_by("step"), "table is of another type"),
         (other_labels, "labels.*is not the batch's"),
         (other_metrics, "metrics.*is not the step's"),
         (loss_in_evaluate, "labels.*are not known in 'evaluate'"),

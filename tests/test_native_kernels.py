@@ -269,10 +269,11 @@ def test_depthwise_convolutions_of_wide_images(kernel: int, stride: int, channel
     geometry |= {**dict.fromkeys(("top", "left", "bottom", "right"), pad), "groups": channels, "depthwise": 1}
     shapes = {"x": x.shape[1:], "grad": grad.shape[1:]}
     relu6 = {"lo": 0.0, "hi": 6.0, "slope": 0.0}
-    forward = {"x": x, "w": w, "bias": bias, "y": (shapes["grad"], "f32")}
+    table = torch.randn(channels, generator=generator)
+    forward = {"x": x, "w": w, "table": table, "bias": bias, "y": (shapes["grad"], "f32")}
     hold_together("conv", Case({**geometry, **relu6}, forward, 2), False)
     hold_together("conv", Case({**geometry, **relu6}, {**forward, "mask": (shapes["grad"], "bits")}, 2), False)
-    back = {"grad": grad, "w": w, "bias": bias, "mask": mask, "y": (shapes["x"], "f32")}
+    back = {"grad": grad, "w": w, "table": table, "bias": bias, "mask": mask, "y": (shapes["x"], "f32")}
     hold_together("conv_dx", Case({**geometry, "slope": 0.0}, back, 2), False)
     hold_together("conv_dw", Case(geometry, {"x": x, "grad": grad, "w": w}, 2), False)
 

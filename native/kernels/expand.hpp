@@ -13,9 +13,16 @@ struct FloatWeights {
     const float* codes;
     vf read(int64_t at) const { return load(codes + at); }
     vf read(int64_t at, int64_t n) const { return load_part(codes + at, n); }
+    static constexpr int64_t line = 16;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = false;
     float scale(int64_t) const { return 1.0f; }
+};
+
+struct ScaledWeights : FloatWeights {  // one scale for each output channel
+    const float* scales;
+    static constexpr bool scaled = true;
+    float scale(int64_t o) const { return scales[o]; }
 };
 
 struct ByteWeights {  // i8 codes, one scale for each output channel
@@ -39,6 +46,7 @@ struct ByteWeights {  // i8 codes, one scale for each output channel
         for (int64_t i = 0; i < n; ++i) v[i] = codes[at + i];
         return v;
     }
+    static constexpr int64_t line = 64;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = true;
     float scale(int64_t o) const { return scales[o]; }
@@ -57,6 +65,7 @@ struct TableWeights {  // u8 codes, the value of each
         for (int64_t i = 0; i < n; ++i) v[i] = values[codes[at + i]];
         return load(v);
     }
+    static constexpr int64_t line = 64;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = false;
     float scale(int64_t) const { return 1.0f; }
@@ -80,6 +89,7 @@ struct HalfWeights {  // f16, one scale
         for (int64_t i = 0; i < n; ++i) v[i] = half_to_float(codes[at + i]);
         return load(v);
     }
+    static constexpr int64_t line = 32;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = true;
     float scale(int64_t) const { return *factor; }
@@ -93,8 +103,11 @@ void with_weights(const Tensor& weight, const float* table, Body&& body) {
         case Dtype::i8: return body(ByteWeights{static_cast<const int8_t*>(data), table});
         case Dtype::u8: return body(TableWeights{static_cast<const uint8_t*>(data), table});
         case Dtype::f16: return body(HalfWeights{static_cast<const uint16_t*>(data), table});
-        default: return body(FloatWeights{static_cast<const float*>(data)});
+        default: break;
     }
+    const FloatWeights plain{static_cast<const float*>(data)};
+    if (table) return body(ScaledWeights{plain, table});
+    return body(plain);
 }
 
 // One step of a transposition: lanes whose number has bit `S` change places between a and b, which lie S rows apart.
@@ -125,6 +138,9 @@ TINYTL_INLINE void transpose(vf (&rows)[W]) {
     if constexpr (S > 1) transpose<S / 2>(rows);
 }
 
+// How far ahead of what is packed is fetched: trained weights are read once a pass, and are in no cache near by then.
+inline constexpr int64_t vectors_ahead = 4;
+
 // A panel of the product with x: out[k - k0][n - n0] = w[n][k] for k in [k0, k1) and `width` rows n from n0 on, zeros
 // behind them up to whole vectors. w: (.., length), row-major.
 template <class Weights>
@@ -136,6 +152,12 @@ void pack_columns(float* out, const Weights& w, int64_t length, int64_t n0, int6
         for (int64_t i = 0; i < lanes; ++i) scale[i] = w.scale(first + i);
         for (int64_t k = k0; k < k1; k += W) {
             const int64_t n = least(W, k1 - k), at = first * length + k;
+            if ((k - k0) % Weights::line == 0) {
+                const int64_t beyond = k + vectors_ahead * W - k1;  // from 0 on: in the rows after these
+                const int64_t ahead = beyond < 0 ? at + vectors_ahead * W : (first + W) * length + k0 + beyond;
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i) w.prefetch(ahead + i * length);
+            }
             vf rows[W];
             if (n == W && lanes == W) {
 #pragma GCC unroll 16

@@ -1,4 +1,4 @@
-// Frozen weights held as codes, expanded a vector at a time.
+// Weights of any type with the table beside them, a vector at a time.
 #pragma once
 
 #include "../runtime/call.hpp"
@@ -20,7 +20,7 @@ static inline float half_to_float(uint16_t h) {
 // Values of a weight of any type, before the scale of its output channel.
 struct Values {
     const void* data;
-    const float* table;  // of 256 values (u8), of one scale (f16), of a scale for each output channel (i8)
+    const float* table;  // of 256 values (u8), of one scale (f16), of a scale for each output channel (i8, f32)
     Dtype dtype;
 
     // The n <= W values from number i on; 0 behind them.
@@ -52,14 +52,16 @@ struct Values {
         }
     }
     // The scale of output channel c.
-    float scale(int64_t c) const { return dtype == Dtype::i8 && table ? table[c] : 1.0f; }
+    float scale(int64_t c) const { return by_channel() ? table[c] : 1.0f; }
     // Those of the n channels from c on.
     vf scales(int64_t c, int64_t n) const {
-        if (dtype != Dtype::i8 || !table) return set1(1.0f);
+        if (!by_channel()) return set1(1.0f);
         return n == W ? load(table + c) : load_part(table + c, n);
     }
 
 private:
+    bool by_channel() const { return table && (dtype == Dtype::i8 || dtype == Dtype::f32); }
+
     template <class T, class F>
     static inline __attribute__((always_inline)) vf each(const T* p, int64_t n, F&& f) {
         vf v = {};

@@ -106,13 +106,10 @@ private:
         if (t.rank != (depthwise ? 3 : 4) || t.elements <= 0) wrong(name, "has no shape of a weight");
         return depthwise ? Weight{t.shape[2], t.shape[0], t.shape[1], 1} : Weight{t.shape[0], t.shape[1], t.shape[2], t.shape[3]};
     }
-    // The table beside a weight says what its codes mean.
+    // The table beside a weight says what its codes mean; beside an f32 weight there may be scales, or nothing.
     void codes(const char* name, int64_t out) const {
         const Dtype dtype = tensor(name).dtype;
-        if (dtype == Dtype::f32) {
-            if (has("table")) wrong("table", "stands beside an f32 weight");
-            return;
-        }
+        if (dtype == Dtype::f32) return maybe_vector("table", out);
         if (dtype != Dtype::i8 && dtype != Dtype::u8 && dtype != Dtype::f16) wrong(name, "is of another type");
         if (!has("table")) wrong("table", "is absent");
         vector("table", dtype == Dtype::i8 ? out : dtype == Dtype::u8 ? 256 : 1);

@@ -2,7 +2,8 @@
 //
 //   check_conv check SEED COUNT   COUNT random geometries for each operation and instruction set that runs here:
 //                                 values, mask bits, all types of weights, in place, the same bits on 1 to 3 threads
-//   check_conv time ISA THREADS   a line of standard input a case, "op images H W C O kernel stride pad groups dtype";
+//   check_conv time ISA THREADS   a line of standard input a case, "op images H W C O kernel stride pad groups dtype"
+//                                 (f32s: an f32 weight with a scale for each output channel);
 //                                 prints it with seconds (the least of many runs), billions of multiply-adds a second,
 //                                 and their share of what the multiply-add loop alone reaches right then
 //   check_conv peak ISA THREADS   what the multiply-add loop alone reaches
@@ -82,6 +83,7 @@ struct Case {
     Window k{1, 1, 1, 1, 0, 0, 0, 0, 1, 1};
     int64_t groups = 1;
     Dtype dtype = Dtype::f32;
+    bool scaled = false;  // an f32 weight with a table beside it
     bool bias = false, more = false, in_place = false, mask = false, batch = false;
     double lo = -std::numeric_limits<double>::infinity(), hi = -lo, slope = 0;
 
@@ -97,7 +99,7 @@ struct Case {
         s << "op " << op << " images " << images << " " << h << "x" << w << "x" << c << " -> " << o << " kernel "
           << k.kh << "x" << k.kw << " stride " << k.sh << "," << k.sw << " pad " << k.top << "," << k.left << ","
           << k.bottom << "," << k.right << " dilation " << k.dh << "," << k.dw << " groups " << groups << " dtype "
-          << int(dtype) << " bias " << bias << " more " << more << " in place " << in_place << " mask " << mask
+          << int(dtype) << " scaled " << scaled << " bias " << bias << " more " << more << " in place " << in_place << " mask " << mask
           << " lo " << lo << " hi " << hi << " slope " << slope;
         return s.str();
     }
@@ -141,6 +143,8 @@ struct Data {
         for (uint8_t& m : mask) m = static_cast<uint8_t>(random());
         if (one.dtype == Dtype::f32) {
             codes = bytes_of(w);
+            if (one.scaled) fill(table, one.o);
+            for (int64_t i = 0; one.scaled && i < weights; ++i) w[i] *= table[i / each];
         } else if (one.dtype == Dtype::i8) {
             fill(table, one.o);
             std::vector<int8_t> q(weights);
@@ -393,6 +397,7 @@ Case random_case(int op, std::mt19937& random) {
     } while (!one.possible() || one.work() > 2e7);
     const Dtype dtypes[] = {Dtype::f32, Dtype::f32, Dtype::i8, Dtype::u8, Dtype::f16};
     one.dtype = op == 2 ? Dtype::f32 : dtypes[pick(0, 4)];
+    one.scaled = op != 2 && one.dtype == Dtype::f32 && pick(0, 1);
     one.bias = pick(0, 1);
     one.more = pick(0, 1);
     one.in_place = one.more && pick(0, 1);
@@ -417,6 +422,7 @@ std::vector<Case> large_cases(int op) {
         Case one;
         one.op = op, one.images = images, one.h = h, one.w = w, one.c = c, one.o = o, one.k = k, one.groups = groups;
         one.bias = one.mask = one.more = one.in_place = true;
+        one.scaled = op != 2 && cases.size() % 2;
         if (op == 0) one.lo = 0;
         cases.push_back(one);
     };
@@ -501,6 +507,7 @@ int time_cases(const std::string& name, int count) {
         one.op = op == "conv" ? 0 : op == "conv_dx" ? 1 : 2;
         one.k = {kernel, kernel, stride, stride, pad, pad, pad, pad, 1, 1};
         one.dtype = dtype == "i8" ? Dtype::i8 : dtype == "u8" ? Dtype::u8 : dtype == "f16" ? Dtype::f16 : Dtype::f32;
+        one.scaled = dtype == "f32s";
         one.bias = true;
         one.mask = one.op == 1 || one.h > 1;
         if (one.op == 0) one.lo = 0, one.hi = 6;

@@ -137,7 +137,7 @@ struct Case {
     void weight(const Shape& shape, int64_t outs) {
         const Dtype dtype = static_cast<Dtype>(random.of({0, 2, 3, 4}));
         operand(dtype, Scope::fixed, shape);
-        if (dtype == Dtype::f32) absent();
+        if (dtype == Dtype::f32) maybe_fixed({outs});
         else fixed({dtype == Dtype::u8 ? 256 : dtype == Dtype::i8 ? outs : 1});
     }
     // A window on an image that it fits on; returns what it makes.
@@ -323,7 +323,9 @@ float at(const Values& values, size_t operand, int64_t i) {
 double weight_at(const Case& c, size_t w, int64_t i) {
     const std::byte* data = c.values[w].data();
     switch (c.tensors[w].dtype) {
-        case Dtype::f32: return at(c.values, w, i);
+        case Dtype::f32:
+            return double(at(c.values, w, i)) *
+                   (c.values[w + 1].empty() ? 1.0 : double(at(c.values, w + 1, i % c.tensors[w].shape[2])));
         case Dtype::i8: return double(int8_t(data[i])) * at(c.values, w + 1, i % c.tensors[w].shape[2]);
         case Dtype::u8: return at(c.values, w + 1, int64_t(data[i]));
         default: {

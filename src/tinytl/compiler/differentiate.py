@@ -20,6 +20,7 @@ from .again import DERIVING, Placed, Values, derive, stretches
 from .arena import without_unused
 from .fuse_backward import fuse_backward
 from .fuse_forward import fuse_activations, fuse_convolved, fuse_upsampled
+from .fuse_scaled import Scales
 from .order import order_branches
 from .program import Instruction, Program, Tensor, instruction
 from .rules import RULES
@@ -73,11 +74,13 @@ def training_program(captured: Program, options: StepOptions) -> Program:
     micro = [*tape.forward_stream(), loss, *tape.values.backward]
     kept = {metrics, *tape.sums.tensors.values()}
     micro = [placed.one for placed in without_dead([Placed(one, 0) for one in micro], kept)]
+    evaluate, outcome = _evaluation(builder, forward, tape.makes, logits)
+    scales = Scales(builder)
     if options.fuse:
-        micro = fuse_backward(builder, micro)
+        micro = scales.fuse(fuse_backward(builder, micro))
+        evaluate = scales.fuse(evaluate)
     streams, gradients = with_updates(builder, micro, tape.sums, options)
     begin = [instruction("zero", x=metrics, phase="update"), *streams["begin"]]
-    evaluate, outcome = _evaluation(builder, forward, tape.makes, logits)
     program = replace(
         captured,
         tensors=tuple(builder.tensors),
@@ -91,6 +94,7 @@ def training_program(captured: Program, options: StepOptions) -> Program:
         step_count=step_count,
         gradients=gradients,
         threads=options.threads,
+        values={**captured.values, **scales.values},
     )
     return without_unused(program)
 

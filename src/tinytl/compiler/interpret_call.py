@@ -126,7 +126,7 @@ def unpack(packed: Tensor, channels: int) -> Tensor:
 
 
 def expand(weight: Tensor, table: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A weight's codes as numbers: i8 by a scale for each output channel, u8 by 256 values, f16 by one scale.
+    """A weight as numbers: i8 and f32 by a scale for each output channel, u8 by 256 values, f16 by one scale.
 
     The output channel is the first axis of (O, kh, kw, I / groups), the last one of (kh, kw, C).
     """
@@ -135,9 +135,9 @@ def expand(weight: Tensor, table: Tensor | None, dtype: torch.dtype) -> Tensor:
     table = table.to(dtype)
     if weight.dtype == torch.uint8:
         return table.flatten()[weight.long()]
-    if weight.dtype == torch.int8:
-        return weight.to(dtype) * by_output(table.flatten(), weight.dim() == 3)
-    return weight.to(dtype) * table.flatten()
+    if weight.dtype == torch.float16:
+        return weight.to(dtype) * table.flatten()
+    return weight.to(dtype) * by_output(table.flatten(), weight.dim() == 3)
 
 
 def by_output(vector: Tensor, depthwise: bool) -> Tensor:

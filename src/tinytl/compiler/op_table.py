@@ -13,7 +13,9 @@ filter a channel: groups = I = O = C). An operand that ends in '?' may be absent
     inout   it is read and written
 
 A `table` beside a weight says what its codes mean, by the weight's type: i8: one f32 scale for each output channel;
-u8: 256 f32 values; f16: one f32 scale. It is absent for an f32 weight. Only frozen weights have codes.
+u8: 256 f32 values; f16: one f32 scale. Only frozen weights have codes. Beside an f32 weight, trained or not, it may be
+one f32 scale for each output channel, a normalization's (see `tinytl.compiler.fuse_scaled`), or absent. An output
+channel is the forward convolution's, in `conv_dx` too.
 
 An activation is three attributes (lo, hi, slope): y = z where lo < z < hi; lo + slope (z - lo) where z <= lo; hi where
 z >= hi. None at all: lo = -inf, hi = inf. `mask`: one bit an element of y, 1 where not (z <= lo or z >= hi); the bits
