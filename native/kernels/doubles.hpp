@@ -26,9 +26,11 @@ struct Doubles {
 
 static inline __attribute__((always_inline)) Doubles wide(vf v) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-    const __m512 all = reinterpret_cast<__m512>(v);
-    return {reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, _mm512_castps512_ps256(all))),
-            reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, _mm512_maskz_extractf32x8_ps(0xFF, all, 1)))};
+    __m256 low;
+    std::memcpy(&low, &v, sizeof low);
+    const __m256 high = _mm512_maskz_extractf32x8_ps(0xFF, reinterpret_cast<__m512>(v), 1);
+    return {reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, low)),
+            reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, high))};
 #elif defined(__AVX2__)
     const __m256 all = reinterpret_cast<__m256>(v);
     return {reinterpret_cast<vd>(_mm256_cvtps_pd(_mm256_castps256_ps128(all))),

@@ -44,11 +44,18 @@ struct Filters {
     vf first(const float* w, int64_t unit) const {
         return depthwise ? load_part(w + unit * W, least(W, count - unit * W)) : set1(w[unit * size]);
     }
-    // A sum over the vectors of a unit, as a sum for the filter of each lane.
+    int lanes() const { return depthwise ? W : 1; }
+    // A sum over the vectors of a unit, as one for each of its filters.
     void finish(const Doubles& sum, double (&of)[W]) const {
-        if (depthwise) return sum.store_to(of);
-        const double all = sum.sum();
-        for (double& one : of) one = all;
+        if (depthwise) sum.store_to(of);
+        else of[0] = sum.sum();
+    }
+    // A number of each filter in its lanes.
+    vf spread(const double (&x)[W]) const {
+        if (!depthwise) return set1(static_cast<float>(x[0]));
+        vf v;
+        for (int i = 0; i < W; ++i) v[i] = static_cast<float>(x[i]);
+        return v;
     }
 };
 
@@ -58,26 +65,19 @@ inline vf filled(vf v, vf other, Some some) { return lanes_of((1u << some.n) - 1
 
 inline Doubles minus(const Doubles& a, const Doubles& b) { return {a.low - b.low, a.high - b.high}; }
 
-// A number for each lane, of twice the digits of a float: what is taken off a float keeps that one's digits.
+// A number of each filter, of twice the digits of a float: what is taken off a float keeps that one's digits.
 struct Precise {
     vf high, low;
 
-    explicit Precise(const double (&x)[W]) {
-        for (int i = 0; i < W; ++i) {
-            high[i] = static_cast<float>(x[i]);
-            low[i] = static_cast<float>(x[i] - static_cast<double>(high[i]));
-        }
+    Precise(const Filters& f, const double (&x)[W]) : high(f.spread(x)) {
+        double rest[W];
+        for (int i = 0; i < f.lanes(); ++i) rest[i] = x[i] - static_cast<double>(high[i]);
+        low = f.spread(rest);
     }
     vf below(vf x) const { return x - high - low; }
 };
 
-vf floats(const double (&x)[W]) {
-    vf v;
-    for (int i = 0; i < W; ++i) v[i] = static_cast<float>(x[i]);
-    return v;
-}
-
-// Of the filter of each lane: the mean, how much it is above the filter's first value, and the standard deviation.
+// Of each filter of a unit: the mean, how much it is above the filter's first value, and the standard deviation.
 struct Moments {
     double mean[W], above[W], deviation[W];
 
@@ -94,13 +94,12 @@ struct Moments {
         double square[W];
         f.finish(sum, above);
         f.finish(squares, square);
-        for (int i = 0; i < (f.depthwise ? W : 1); ++i) {
+        for (int i = 0; i < f.lanes(); ++i) {
             above[i] /= size;
             mean[i] = static_cast<double>(first[i]) + above[i];
             const double left = square[i] - above[i] * above[i] * size;
             deviation[i] = __builtin_sqrt((left < 0 ? 0 : left) / (size - 1));  // NaN stays
         }
-        for (int i = 1; i < W && !f.depthwise; ++i) mean[i] = mean[0], above[i] = above[0], deviation[i] = deviation[0];
     }
 };
 
@@ -112,10 +111,11 @@ void standardize(const Call& call) {
     float* y = call.at<float>(1);
     const double eps = call.attribute(0);
     f.divided(call, [&](int64_t unit) {
-        Moments moments(f, w, unit);
-        for (double& one : moments.deviation) one = 1 / (one + eps);
-        const Precise mean(moments.mean);
-        const vf factor = floats(moments.deviation);
+        const Moments moments(f, w, unit);
+        double factors[W];
+        for (int i = 0; i < f.lanes(); ++i) factors[i] = 1 / (moments.deviation[i] + eps);
+        const Precise mean(f, moments.mean);
+        const vf factor = f.spread(factors);
         f.values(unit, [&](int64_t at, auto lanes) { put(y + at, mean.below(get(w + at, lanes)) * factor, lanes); });
     });
 }
@@ -138,15 +138,15 @@ void standardize_grad(const Call& call) {
         double means[W], inner[W], factors[W];
         f.finish(sum, means);
         f.finish(product, inner);
-        for (int i = 0; i < W; ++i) {
+        for (int i = 0; i < f.lanes(); ++i) {
             const double sigma = moments.deviation[i];
             factors[i] = 1 / (sigma + eps);
             inner[i] -= means[i] * moments.above[i];
             inner[i] = sigma == 0 ? 0 : inner[i] * factors[i] * factors[i] / (sigma * (size - 1));
             means[i] /= size;
         }
-        const Precise mean(moments.mean), grad_mean(means);
-        const vf factor = floats(factors), along = floats(inner);
+        const Precise mean(f, moments.mean), grad_mean(f, means);
+        const vf factor = f.spread(factors), along = f.spread(inner);
         f.values(unit, [&](int64_t at, auto lanes) {
             const vf straight = grad_mean.below(get(grad + at, lanes)) * factor;
             put(grad + at, straight - mean.below(get(w + at, lanes)) * along, lanes);
