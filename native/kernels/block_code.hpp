@@ -20,7 +20,7 @@ struct BlockCode {
     static constexpr int zero = Signed ? 127 : 0, half = Signed ? 128 : 256;
 
     alignas(64) float values[256] = {};  // ascending
-    alignas(64) float upper[half] = {};  // the largest number that is rounded to entry `zero` + i; infinity for the last
+    alignas(64) float upper[half] = {};  // the largest number rounded to entry `zero` + i; infinity for the last
     float power[6] = {};                 // below which (or at which) the line of number i holds
     alignas(32) float slope[8] = {}, offset[8] = {};
 

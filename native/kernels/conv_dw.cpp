@@ -1,7 +1,8 @@
 // Gradient of a convolution by its weight: w += x transposed * grad, over all pixels of all images.
 //
-// Rows of the product are output channels, columns the taps' input channels, and k the pixels: a piece of them is
-// gathered into panels of columns, and every tile of output channels goes past it.
+// Rows of the product are output channels, columns the taps' input channels, and k the pixels. Where the channels of
+// one tap fill vectors, see conv_dw_direct.hpp. Elsewhere (the three channels of a photograph) a piece of the pixels is
+// gathered into panels of columns of all taps, and every tile of output channels goes past it.
 #include "conv_dw_direct.hpp"
 #include "conv_window.hpp"
 #include "depthwise.hpp"

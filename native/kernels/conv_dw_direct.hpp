@@ -20,8 +20,8 @@ struct TapLines {
 
 inline constexpr int64_t pixels_of_sum = 256;  // added up in registers at a time, which keeps rounding errors small
 
-// The last vector of a tile, of which `n` lanes stand for something. Half as wide a one costs half as much on processors
-// that run AVX-512 in two halves, and as much on others.
+// The last vector of a tile, of which `n` lanes stand for something. Half as wide a one costs half as much on
+// processors that run AVX-512 in two halves, and as much on others.
 struct Full {
     typedef vf type;
     static vf load(const float* p, int64_t n) { return load_part(p, n); }
@@ -120,8 +120,8 @@ struct Reach {
     int64_t count() const { return most(0, end - begin); }
 };
 
-// Whether a tap's channels fill vectors well enough to need no gathering. (Where vectors are of 4, the rest of one would
-// be read value by value.)
+// Whether a tap's channels fill vectors well enough to need no gathering. (Where vectors are of 4, the rest of one
+// would be read value by value.)
 static inline bool fits_direct(int64_t depth) {
     const int64_t lanes = halves ? W / 2 : W;
     return W == 4 ? depth % W == 0 : 5 * depth >= 3 * lanes * pieces(depth, lanes);

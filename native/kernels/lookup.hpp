@@ -66,7 +66,8 @@ static inline __attribute__((always_inline)) vf lookup(const float* table, vi in
     } else {
         const __m512 low = reinterpret_cast<__m512>(lookup<N / 2>(table, index));
         const __m512 high = reinterpret_cast<__m512>(lookup<N / 2>(table + N / 2, index));
-        return reinterpret_cast<vf>(_mm512_mask_blend_ps(_mm512_test_epi32_mask(at, _mm512_set1_epi32(N / 2)), low, high));
+        const __mmask16 upper = _mm512_test_epi32_mask(at, _mm512_set1_epi32(N / 2));
+        return reinterpret_cast<vf>(_mm512_mask_blend_ps(upper, low, high));
     }
 #elif defined(__AVX2__)
     const __m256i at = reinterpret_cast<__m256i>(index);

@@ -17,7 +17,7 @@ constexpr int vectors_at_once = 4;
 constexpr int vectors_at_once = 2;
 #endif
 
-// Sums of a and of a b over rows [begin, end) for N vectors of channels; a and b are those of one row, `channels` apart.
+// Sums of a and of a b over rows that lie `channels` apart, for N vectors of channels.
 template <int N, class Lanes>
 __attribute__((noinline)) void sums_of(const float* a, const float* b, int64_t channels, int64_t rows, Lanes lanes,
                                        double* first, double* second) {
@@ -38,7 +38,7 @@ __attribute__((noinline)) void sums_of(const float* a, const float* b, int64_t c
     }
 }
 
-// As a part of `sum_rows`, for n channels; `square`: b is a.
+// The same for n channels, as `sum_rows` wants them: n sums of a, then n of a b.
 inline void two_sums(const float* a, const float* b, int64_t channels, int64_t rows, int64_t n, double* sums) {
     constexpr int N = vectors_at_once;
     int64_t c = 0;

@@ -13,8 +13,8 @@ struct Tap {
     float weight;
 };
 
-// One output pixel from V x H taps, for each of n channels. Weights and places are held in registers: in memory they might
-// change with each write.
+// One output pixel from V x H taps, for each of n channels. Weights and places are held in registers: in memory they
+// might change with each write.
 template <int V, int H>
 static inline __attribute__((always_inline)) void one_pixel(const Tap* down, const Tap* across, const float* image,
                                                             int64_t line, int64_t channels, const float* other,

@@ -11,8 +11,8 @@ namespace tinytl {
 namespace TINYTL_ISA {
 namespace {
 
-// A unit is one filter, whose values lie side by side; of a depthwise weight, whose filters lie side by side, W filters,
-// a lane each.
+// A unit is one filter, whose values lie side by side; of a depthwise weight, whose filters lie side by side, it is W
+// filters, a lane each.
 struct Filters {
     bool depthwise;
     int64_t count, size;
