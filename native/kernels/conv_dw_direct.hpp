@@ -24,7 +24,9 @@ inline constexpr int64_t pixels_of_sum = 256;  // added up in registers at a tim
 // processors that run AVX-512 in two halves, and as much on others.
 struct Full {
     typedef vf type;
-    static vf load(const float* p, int64_t n) { return load_part(p, n); }
+    static vf load(const float* p, int64_t n) {
+        return W == 4 ? tinytl::TINYTL_ISA::load(p) : load_part(p, n);  // of 4: always whole, see `fits_direct`
+    }
     static void store(float* p, vf v, int64_t n) {  // AMD's masked stores of AVX2 are slow
         if (n == W) tinytl::TINYTL_ISA::store(p, v);
         else store_part(p, v, n);

@@ -36,12 +36,10 @@ static inline __attribute__((always_inline)) Doubles wide(vf v) {
     return {reinterpret_cast<vd>(_mm256_cvtps_pd(_mm256_castps256_ps128(all))),
             reinterpret_cast<vd>(_mm256_cvtps_pd(_mm256_extractf128_ps(all, 1)))};
 #else
-    float lanes[W];
-    store(lanes, v);
-    Doubles both;
-    for (int i = 0; i < W / 2; ++i) both.low[i] = static_cast<double>(lanes[i]);
-    for (int i = 0; i < W / 2; ++i) both.high[i] = static_cast<double>(lanes[W / 2 + i]);
-    return both;
+    typedef float half __attribute__((vector_size(W / 2 * sizeof(float))));
+    half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return {__builtin_convertvector(halves[0], vd), __builtin_convertvector(halves[1], vd)};
 #endif
 }
 
