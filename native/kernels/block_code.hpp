@@ -3,77 +3,73 @@
 // The tables are made by the compiler, so that nothing has to run before main(), which on some processors could not.
 #pragma once
 
-#include "elementwise.hpp"
+#include "lookup.hpp"
 
 namespace tinytl {
 namespace TINYTL_ISA {
 
 inline constexpr int64_t code_block = 256;  // values that share a scale
 
-// `values`: ascending. `upper`: the largest number that is rounded to each of them; infinity for the last. `first`: the
-// entry for the smallest number whose sign, exponent and 7 bits of the mantissa are given. Among those a number lies
-// below at most one bound, so that one comparison tells whether it is the next entry.
+// The table, and how to find the entry nearest to a number. Entries divide each power of ten in equal parts: a line
+// through it gives the entry or the one before, and one comparison with the bound between the two tells which.
+//
+// The signed table is symmetric around entry `zero`, but for 1.0, which has no opposite; magnitudes are looked for, and
+// entries are counted from `zero`.
+template <bool Signed>
 struct BlockCode {
-    // Exponents from 2^-25 to 2^1: a smaller magnitude has the entry of 2^-25, a larger one that of 2^1.
-    static constexpr uint32_t low = 102u << 7, high = 128u << 7;
+    static constexpr int zero = Signed ? 127 : 0, half = Signed ? 128 : 256;
 
-    float values[256] = {};
-    float upper[256] = {};
-    uint8_t first[2][high - low + 1] = {};  // positive, negative
+    alignas(64) float values[256] = {};  // ascending
+    alignas(64) float upper[half] = {};  // the largest number rounded to entry `zero` + i; infinity for the last
+    float power[6] = {};                 // below which (or at which) the line of number i holds
+    alignas(32) float slope[8] = {}, offset[8] = {};
 
-    explicit constexpr BlockCode(bool is_signed) {
+    constexpr BlockCode() {
         constexpr double powers[] = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0};
-        double exact[256] = {};
-        int at = is_signed ? 128 : 1;  // of the smallest positive value; 0 lies before it
+        double exact[257 - zero] = {};  // from 0 on
+        int at = 1;
         for (int i = 0; i < 7; ++i) {
-            const int parts = 1 << (is_signed ? i : i + 1);
+            const int parts = 1 << (Signed ? i : i + 1);
+            // From an entry's lower bound to its upper one the line climbs from 0.75 before to 0.25 behind its number:
+            // far enough from both whole numbers for the widest entries, those between two powers, and for rounding.
+            slope[i] = static_cast<float>(parts / (0.9 * powers[i]));
+            offset[i] = static_cast<float>(at - 0.25 - parts / 9.0);
+            if (i < 6) power[i] = static_cast<float>(powers[i]);
             for (int part = 0; part < parts; ++part)
                 exact[at++] = powers[i] * (0.1 + 0.9 * (part + 0.5) / parts);
         }
-        exact[255] = 1.0;
-        for (int i = 0; is_signed && i < 127; ++i) exact[i] = -exact[254 - i];
-        for (int i = 0; i < 256; ++i) {
-            values[i] = static_cast<float>(exact[i]);
-            upper[i] = i == 255 ? __builtin_inff() : static_cast<float>((exact[i] + exact[i == 255 ? i : i + 1]) / 2);
-        }
-        if (!is_signed) upper[0] = 0.0f;  // nothing above 0 is rounded to 0
-        int entry = 0;
-        for (uint32_t key = high + 1; key-- > low;) {  // negative: ascending as the magnitude falls
-            const double number = -magnitude(key, 0x7FFFF);
-            while (entry < 255 && static_cast<double>(upper[entry]) < number) ++entry;
-            first[1][key - low] = static_cast<uint8_t>(entry);
-        }
-        entry = 0;
-        for (uint32_t key = low; key <= high; ++key) {
-            const double number = key == low ? 0.0 : magnitude(key, 0);
-            while (entry < 255 && static_cast<double>(upper[entry]) < number) ++entry;
-            first[0][key - low] = static_cast<uint8_t>(entry);
-        }
+        exact[at] = 1.0;
+        for (int i = 0; i <= at; ++i) values[zero + i] = static_cast<float>(exact[i]);
+        for (int i = 1; i <= zero; ++i) values[zero - i] = -values[zero + i];
+        for (int i = 0; i < half; ++i)
+            upper[i] = i == at ? __builtin_inff() : static_cast<float>((exact[i] + exact[i + 1]) / 2);
+        if (!Signed) upper[0] = 0.0f;  // nothing above 0 is rounded to 0
     }
 
-    // The entry nearest to x, the last one for NaN.
-    uint8_t nearest(float x) const {
-        uint32_t bits;
-        std::memcpy(&bits, &x, sizeof bits);
-        uint32_t key = bits >> 16 & 0x7FFF;
-        if (key < low) key = low;
-        if (key > high) key = high;
-        uint8_t entry = first[bits >> 31][key - low];
-        entry = static_cast<uint8_t>(entry + (x > upper[entry]));
-        return x == x ? entry : uint8_t{255};
-    }
+    inline __attribute__((always_inline)) vf decode(vi codes) const { return lookup<256>(values, codes); }
 
-private:
-    // The float whose upper bits are `key` and whose lower 16 bits are set, or not.
-    static constexpr double magnitude(uint32_t key, uint32_t lower) {
-        double power = 1.0;
-        for (int e = static_cast<int>(key >> 7); e < 127; ++e) power /= 2;
-        for (int e = static_cast<int>(key >> 7); e > 127; --e) power *= 2;
-        return power * (1.0 + (static_cast<double>(key & 127) * 65536 + (lower ? 65535 : 0)) / 8388608.0);
+    // The entries nearest to x; of two as near the lower one. NaN has the last.
+    inline __attribute__((always_inline)) vi nearest(vf x) const {
+        const vf size = min(Signed ? (x < 0.0f ? -x : x) : max(x, vf{}), set1(1.0f));
+        vi line = {};
+        for (int i = 0; i < 6; ++i) line -= size > power[i];  // a comparison is 0 or -1
+        const vf height = size * lookup<8>(slope, line) + lookup<8>(offset, line);
+        vi entry = __builtin_convertvector(height, vi);
+        const vf bound = lookup<half>(upper, entry);
+        if (!Signed) {
+            entry -= size > bound;
+        } else {
+            const vi negative = x < 0.0f;
+            entry -= (size > bound) | (negative & (size == bound));
+            const vi below = zero - entry;
+            entry = negative ? (below < 0 ? vi{} : below) : zero + entry;
+        }
+        return x == x ? entry : vi{} + 255;
     }
 };
 
-static constexpr BlockCode signed_code(true), unsigned_code(false);
+static constexpr BlockCode<true> signed_code;
+static constexpr BlockCode<false> unsigned_code;
 
 }  // namespace TINYTL_ISA
 }  // namespace tinytl

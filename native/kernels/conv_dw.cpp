@@ -1,8 +1,9 @@
 // Gradient of a convolution by its weight: w += x transposed * grad, over all pixels of all images.
 //
-// Rows of the product are output channels, columns the taps' input channels, and k the pixels: a piece of them is
-// gathered into panels of columns, and every tile of output channels goes past it.
-#include "conv_gather.hpp"
+// Rows of the product are output channels, columns the taps' input channels, and k the pixels. Where the channels of
+// one tap fill vectors, see conv_dw_direct.hpp. Elsewhere (the three channels of a photograph) a piece of the pixels is
+// gathered into panels of columns of all taps, and every tile of output channels goes past it.
+#include "conv_dw_direct.hpp"
 #include "conv_window.hpp"
 #include "depthwise.hpp"
 #include "kernels.hpp"
@@ -67,6 +68,7 @@ void conv_dw(const Call& call) {
 
     const int64_t pixels = g.rows(), columns = g.k(), threads = call.threads.count();
     if (pixels == 0) return;
+    if (fits_direct(g.depth)) return direct_conv_dw(call, g, gradient, out, groups, result);
     const Panels panels(columns);
     const int64_t units = groups * panels.count, piece = pieces(pixels, pieces(pixels, pixels_at_once));
     // Threads share the panels; where these are too few, the output channels, each gathering all columns.

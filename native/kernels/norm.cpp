@@ -2,6 +2,7 @@
 //
 // The sums run in float64: one pass over the image then gives mean and variance that are good to float32, whatever the
 // mean. Images come one after the other, each in two passes; channels are summed `sums_channels` at a time.
+#include "doubles.hpp"
 #include "elementwise.hpp"
 #include "kernels.hpp"
 
@@ -9,24 +10,49 @@ namespace tinytl {
 namespace TINYTL_ISA {
 namespace {
 
-typedef double vd __attribute__((vector_size(W * sizeof(double))));
+// Vectors of channels whose sums fill the processor's registers: a row is then read in runs, not a vector at a time.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int vectors_at_once = 4;
+#else
+constexpr int vectors_at_once = 2;
+#endif
 
-static inline vd wide(vf v) { return __builtin_convertvector(v, vd); }
-
-// Two sums over rows [begin, end), for the n channels from c on: pair(row, channel, lanes, a, b) gives what is summed.
-template <class Pair>
-inline void two_sums(int64_t begin, int64_t end, int64_t c, int64_t n, double* sums, Pair&& pair) {
-    vectors(n, [&](int64_t i, auto lanes) {
-        vd first = {}, second = {};
-        for (int64_t r = begin; r < end; ++r) {
-            vf a, b;
-            pair(r, c + i, lanes, &a, &b);
-            const vd x = wide(a);
-            first += x;
-            second += x * wide(b);
+// Sums of a and of a b over rows that lie `channels` apart, for N vectors of channels.
+template <int N, class Lanes>
+__attribute__((noinline)) void sums_of(const float* a, const float* b, int64_t channels, int64_t rows, Lanes lanes,
+                                       double* first, double* second) {
+    Doubles sum[N], product[N];
+    for (int64_t r = 0; r < rows; ++r, a += channels, b += channels) {
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) {
+            const Doubles x = wide(get(a + v * W, lanes)), y = a == b ? x : wide(get(b + v * W, lanes));
+            accumulate(sum[v], x);
+            accumulate(product[v], x, y);
         }
-        for (int64_t k = 0; k < lanes.n; ++k) sums[i + k] = first[k], sums[n + i + k] = second[k];
-    });
+    }
+    for (int v = 0; v < N; ++v) {
+        double both[2][W];
+        sum[v].store_to(both[0]);
+        product[v].store_to(both[1]);
+        for (int64_t i = 0; i < lanes.n; ++i) first[v * W + i] = both[0][i], second[v * W + i] = both[1][i];
+    }
+}
+
+// The same for n channels, as `sum_rows` wants them: n sums of a, then n of a b.
+inline void two_sums(const float* a, const float* b, int64_t channels, int64_t rows, int64_t n, double* sums) {
+    constexpr int N = vectors_at_once;
+    int64_t c = 0;
+    for (; c + N * W <= n; c += N * W) sums_of<N>(a + c, b + c, channels, rows, All{}, sums + c, sums + n + c);
+    for (; c + W <= n; c += W) sums_of<1>(a + c, b + c, channels, rows, All{}, sums + c, sums + n + c);
+    if (c < n) sums_of<1>(a + c, b + c, channels, rows, Some{n - c}, sums + c, sums + n + c);
+}
+
+// body(channel, group) for the channels [begin, end): a division for each would cost as much as its sums.
+template <class Body>
+inline void with_groups(int64_t begin, int64_t end, int64_t each, Body&& body) {
+    int64_t c = begin;
+    for (int64_t g = begin / each; c < end; ++g)
+        for (const int64_t last = least(end, (g + 1) * each); c < last; ++c) body(c, g);
 }
 
 // The groups whose totals are held at once, behind the sums in thread 0's scratch memory. A multiple of 8, so that the
@@ -38,6 +64,38 @@ double* totals_of(const Call& call) { return reinterpret_cast<double*>(call.scra
 constexpr int64_t columns = 4096;
 float* factors_of(const Call& call, int thread, int64_t number) {
     return reinterpret_cast<float*>(call.scratch_of(thread)) + number * columns;
+}
+
+// Some channels of rows of one image: where they begin, and the channels of a row. The loops over them are functions of
+// their own, whose arguments no write to memory can change: the mask's bytes might be anything's.
+struct Rows {
+    int64_t rows, n, channels;
+};
+
+template <bool Masked>
+__attribute__((noinline)) void normalize_rows(const Rows rows, const float* x, float* y, uint8_t* mask,
+                                              const float* means, const float* factors, const float* terms,
+                                              const Activation activation) {
+    for (int64_t r = 0; r < rows.rows; ++r, x += rows.channels, y += rows.channels) {
+        vectors(rows.n, [&](int64_t i, auto lanes) {
+            const vf centred = get(x + i, lanes) - get(means + i, lanes);
+            const vf z = centred * get(factors + i, lanes) + get(terms + i, lanes);
+            if (Masked) put_bits(mask, i, lanes.n, activation.bits(z));
+            put(y + i, activation(z), lanes);
+        });
+        if (Masked) mask += mask_bytes(rows.channels);
+    }
+}
+
+// y = grad a + (x - mean) b + c
+__attribute__((noinline)) void gradient_rows(const Rows rows, const float* grad, const float* x, float* y,
+                                             const float* a, const float* b, const float* c, const float* mean) {
+    for (int64_t r = 0; r < rows.rows; ++r, grad += rows.channels, x += rows.channels, y += rows.channels)
+        vectors(rows.n, [&](int64_t i, auto lanes) {
+            const vf straight = get(grad + i, lanes) * get(a + i, lanes);
+            const vf rest = (get(x + i, lanes) - get(mean + i, lanes)) * get(b + i, lanes) + get(c + i, lanes);
+            put(y + i, straight + rest, lanes);
+        });
 }
 
 }  // namespace
@@ -62,15 +120,14 @@ void group_norm(const Call& call) {
             sum_rows<double, 2>(
                 call, pixels, width,
                 [&](int64_t begin, int64_t end, int64_t c, int64_t n, double* sums) {
-                    two_sums(begin, end, c, n, sums, [&](int64_t r, int64_t at, auto lanes, vf* a, vf* b) {
-                        *a = *b = get(x + r * channels + at, lanes);
-                    });
+                    const float* first = x + begin * channels + c;
+                    two_sums(first, first, channels, end - begin, n, sums);
                 },
                 [&](int64_t c, int64_t n, const double* sums) {
-                    for (int64_t i = 0; i < n; ++i) {
-                        totals[(c + i) / each * 2] += sums[i];
-                        totals[(c + i) / each * 2 + 1] += sums[n + i];
-                    }
+                    with_groups(c, c + n, each, [&](int64_t at, int64_t g) {
+                        totals[2 * g] += sums[at - c];
+                        totals[2 * g + 1] += sums[n + at - c];
+                    });
                 });
             for (int64_t g = 0; g < some; ++g) {
                 const double mean = totals[2 * g] / count;
@@ -89,21 +146,18 @@ void group_norm(const Call& call) {
                 float* terms = factors_of(call, thread, 2);
                 for (int64_t first = 0; first < width; first += columns) {
                     const int64_t n = least(columns, width - first);
-                    for (int64_t i = 0; i < n; ++i) {
-                        const int64_t c = first + i, g = c / each;
-                        means[i] = static_cast<float>(totals[2 * g]);
-                        factors[i] = static_cast<float>(totals[2 * g + 1]) * (gamma ? gamma[c0 + c] : 1.0f);
-                        terms[i] = beta ? beta[c0 + c] : 0.0f;
-                    }
-                    for (int64_t r = begin; r < end; ++r)
-                        vectors(n, [&](int64_t i, auto lanes) {
-                            const int64_t at = r * channels + first + i;
-                            const vf centred = get(x + at, lanes) - get(means + i, lanes);
-                            const vf z = centred * get(factors + i, lanes) + get(terms + i, lanes);
-                            if (mask)
-                                put_bits(mask + r * mask_bytes(channels), first + i, lanes.n, activation.bits(z));
-                            put(y + at, activation(z), lanes);
-                        });
+                    with_groups(first, first + n, each, [&](int64_t c, int64_t g) {
+                        means[c - first] = static_cast<float>(totals[2 * g]);
+                        factors[c - first] = static_cast<float>(totals[2 * g + 1]) * (gamma ? gamma[c0 + c] : 1.0f);
+                        terms[c - first] = beta ? beta[c0 + c] : 0.0f;
+                    });
+                    const int64_t at = begin * channels + first;
+                    const Rows rows{end - begin, n, channels};
+                    if (mask)
+                        normalize_rows<true>(rows, x + at, y + at, mask + begin * mask_bytes(channels) + first / 8,
+                                             means, factors, terms, activation);
+                    else
+                        normalize_rows<false>(rows, x + at, y + at, nullptr, means, factors, terms, activation);
                 }
             });
         }
@@ -129,14 +183,12 @@ void group_norm_grad(const Call& call) {
             sum_rows<double, 2>(
                 call, pixels, width,
                 [&](int64_t begin, int64_t end, int64_t c, int64_t n, double* sums) {
-                    two_sums(begin, end, c, n, sums, [&](int64_t r, int64_t at, auto lanes, vf* a, vf* b) {
-                        *a = get(grad + r * channels + at, lanes);
-                        *b = get(x + r * channels + at, lanes);
-                    });
+                    const int64_t first = begin * channels + c;
+                    two_sums(grad + first, x + first, channels, end - begin, n, sums);
                 },
                 [&](int64_t c, int64_t n, const double* sums) {
-                    for (int64_t i = 0; i < n; ++i) {
-                        const int64_t at = c + i, g = at / each;
+                    with_groups(c, c + n, each, [&](int64_t at, int64_t g) {
+                        const int64_t i = at - c;
                         const double mean = static_cast<double>(stats[2 * g]);
                         const double rstd = static_cast<double>(stats[2 * g + 1]);
                         const double dot = (sums[n + i] - mean * sums[i]) * rstd;  // sum of grad (x - mean) rstd
@@ -145,7 +197,7 @@ void group_norm_grad(const Call& call) {
                         totals[2 * g + 1] += scale * dot;
                         if (gamma_grad) gamma_grad[c0 + at] += static_cast<float>(dot);
                         if (beta_grad) beta_grad[c0 + at] += static_cast<float>(sums[i]);
-                    }
+                    });
                 });
 
             // y = rstd (gamma grad - mean(gamma grad) - (x - mean) rstd mean(...)) = grad a + (x - mean) b + c
@@ -154,22 +206,17 @@ void group_norm_grad(const Call& call) {
                 for (int i = 0; i < 4; ++i) part[i] = factors_of(call, thread, i);
                 for (int64_t first = 0; first < width; first += columns) {
                     const int64_t n = least(columns, width - first);
-                    for (int64_t i = 0; i < n; ++i) {
-                        const int64_t c = first + i, g = c / each;
+                    with_groups(first, first + n, each, [&](int64_t c, int64_t g) {
                         const float rstd = stats[2 * g + 1];
+                        const int64_t i = c - first;
                         part[0][i] = rstd * (gamma ? gamma[c0 + c] : 1.0f);
                         part[1][i] = -rstd * rstd * static_cast<float>(totals[2 * g + 1] / count);
                         part[2][i] = -rstd * static_cast<float>(totals[2 * g] / count);
                         part[3][i] = stats[2 * g];
-                    }
-                    for (int64_t r = begin; r < end; ++r)
-                        vectors(n, [&](int64_t i, auto lanes) {
-                            const int64_t at = r * channels + first + i;
-                            const vf centred = get(x + at, lanes) - get(part[3] + i, lanes);
-                            const vf straight = get(grad + at, lanes) * get(part[0] + i, lanes);
-                            const vf rest = centred * get(part[1] + i, lanes) + get(part[2] + i, lanes);
-                            put(y + at, straight + rest, lanes);
-                        });
+                    });
+                    const int64_t at = begin * channels + first;
+                    gradient_rows({end - begin, n, channels}, grad + at, x + at, y + at, part[0], part[1], part[2],
+                                  part[3]);
                 }
             });
         }

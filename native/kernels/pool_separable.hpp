@@ -13,10 +13,62 @@ struct Tap {
     float weight;
 };
 
+// One output pixel from V x H taps, for each of n channels. Weights and places are held in registers: in memory they
+// might change with each write.
+template <int V, int H>
+static inline __attribute__((always_inline)) void one_pixel(const Tap* down, const Tap* across, const float* image,
+                                                            int64_t line, int64_t channels, const float* other,
+                                                            float* y, int64_t n) {
+    const float* from[V][H];
+    vf below[V], beside[H];
+    for (int v = 0; v < V; ++v) below[v] = set1(down[v].weight);
+    for (int h = 0; h < H; ++h) beside[h] = set1(across[h].weight);
+    for (int v = 0; v < V; ++v)
+        for (int h = 0; h < H; ++h) from[v][h] = image + down[v].at * line + across[h].at * channels;
+    vectors(n, [&](int64_t c, auto lanes) {
+        vf sum = other ? get(other + c, lanes) : vf{};
+        for (int v = 0; v < V; ++v) {
+            vf part = {};
+            for (int h = 0; h < H; ++h) part += beside[h] * get(from[v][h] + c, lanes);
+            sum += below[v] * part;
+        }
+        put(y + c, sum, lanes);
+    });
+}
+
+// A row of `width` output pixels: for each the sum over `count` taps down and counts[j] of the `each` across, + other.
+static __attribute__((noinline)) void one_row(const Tap* down, int64_t count, const Tap* across, const int64_t* counts,
+                                              int64_t each, int64_t width, const float* image, int64_t line,
+                                              int64_t channels, const float* other, float* y, int64_t n) {
+    for (int64_t j = 0; j < width; ++j, y += channels, across += each) {
+        if (count == 1 && counts[j] == 1) {
+            one_pixel<1, 1>(down, across, image, line, channels, other, y, n);
+        } else if (count == 2 && counts[j] == 2) {
+            one_pixel<2, 2>(down, across, image, line, channels, other, y, n);
+        } else if (count == 4 && counts[j] == 4) {
+            one_pixel<4, 4>(down, across, image, line, channels, other, y, n);
+        } else {
+            const int64_t columns = counts[j];
+            vectors(n, [&](int64_t c, auto lanes) {
+                vf sum = other ? get(other + c, lanes) : vf{};
+                for (int64_t v = 0; v < count; ++v) {
+                    const float* row = image + down[v].at * line + c;
+                    vf part = {};
+                    for (int64_t h = 0; h < columns; ++h)
+                        part += across[h].weight * get(row + across[h].at * channels, lanes);
+                    sum += down[v].weight * part;
+                }
+                put(y + c, sum, lanes);
+            });
+        }
+        if (other) other += channels;
+    }
+}
+
 // A side of the image: `most(out)` says how many taps a pixel has at the utmost, fill(i, taps) writes those of output
 // pixel i, all inside the image, and returns how many they are.
 //
-// y = that product, + other. Each sum is taken in the order of its taps.
+// y = other + that product. Each sum is taken in the order of its taps.
 template <class Down, class Across>
 static inline void separable(const Call& call, const Image& from, const Image& to, const float* x, const float* other,
                              float* y, const Down& down, const Across& across) {
@@ -39,21 +91,9 @@ static inline void separable(const Call& call, const Image& from, const Image& t
                 const int64_t r = item / blocks, c0 = item % blocks * block, n = least(block, channels - c0);
                 const float* image = x + r / height * from.elements + c0;
                 const int64_t count = down.fill(r % height, vertical);
-                for (int64_t j = first; j < last; ++j) {
-                    const Tap* taps = horizontal + (j - first) * each;
-                    const int64_t taps_count = counts[j - first], at = (r * width + j) * channels + c0;
-                    vectors(n, [&](int64_t c, auto lanes) {
-                        vf sum = {};
-                        for (int64_t v = 0; v < count; ++v) {
-                            const float* row = image + vertical[v].at * wide * channels + c;
-                            vf part = {};
-                            for (int64_t h = 0; h < taps_count; ++h)
-                                part += taps[h].weight * get(row + taps[h].at * channels, lanes);
-                            sum += vertical[v].weight * part;
-                        }
-                        put(y + at + c, other ? sum + get(other + at + c, lanes) : sum, lanes);
-                    });
-                }
+                const int64_t at = (r * width + first) * channels + c0;
+                one_row(vertical, count, horizontal, counts, each, last - first, image, wide * channels, channels,
+                        other ? other + at : nullptr, y + at, n);
             }
         }
     });

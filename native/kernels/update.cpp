@@ -41,23 +41,31 @@ struct AdamStep {
     }
 };
 
-// n values of a block as numbers, 0 behind them.
-inline void decode(const uint8_t* codes, float scale, int64_t n, const BlockCode& code, float* values) {
-    for (int64_t i = 0; i < n; ++i) values[i] = code.values[codes[i]] * scale;
-    for (int64_t i = n; i < code_block; ++i) values[i] = 0;
-}
+// The largest magnitude of a block, NaN where one is among them: as whole numbers, the bits of floats above 0 are in
+// their order, and those of NaN behind them all.
+struct Largest {
+    vi bits = {};
 
-// The reverse. A block that holds NaN or infinity is decoded to such.
-inline void encode(const float* values, uint8_t* codes, float* scale, int64_t n, const BlockCode& code) {
-    float largest = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const float a = __builtin_fabsf(values[i]);
-        if (a > largest || a != a) largest = a;
-        if (a != a) break;
+    void operator()(vf values) {
+        const vi size = reinterpret_cast<vi>(values) & 0x7FFFFFFF;
+        bits = size > bits ? size : bits;
     }
-    *scale = largest;
-    const float by = largest > 0 ? largest : 1.0f;
-    for (int64_t i = 0; i < n; ++i) codes[i] = code.nearest(values[i] / by);
+    float value() const {
+        int32_t most = 0;
+        for (int i = 0; i < W; ++i) most = most < bits[i] ? bits[i] : most;
+        float f;
+        std::memcpy(&f, &most, sizeof f);
+        return f;
+    }
+};
+
+// n numbers as codes. A block that holds NaN or infinity is decoded to such.
+template <bool Signed>
+inline void encode(const float* values, const Largest& largest, const BlockCode<Signed>& code, int64_t n,
+                   uint8_t* codes, float* scale) {
+    *scale = largest.value();
+    const float by = *scale > 0 ? *scale : 1.0f;
+    vectors(n, [&](int64_t i, auto lanes) { put_bytes(codes + i, code.nearest(get(values + i, lanes) / by), lanes); });
 }
 
 // body(first, n, block, thread) for each block of values.
@@ -115,16 +123,18 @@ void sgd8(const Call& call) {
     const float lr = static_cast<float>(call.step.lr);
     blocks(call, call.tensor(0).elements, [&](int64_t first, int64_t n, int64_t block) {
         float momentum[code_block];
-        decode(codes + first, scales[block], n, signed_code, momentum);
+        Largest largest;
+        const float scale = scales[block];
         vectors(n, [&](int64_t i, auto lanes) {
             const vf was = get(p + first + i, lanes);
             vf step = get(grad + first + i, lanes);
             if (decay != 0) step += decay * was;
-            step = keep_part * get(momentum + i, lanes) + step;
+            step = keep_part * (signed_code.decode(get_bytes(codes + first + i, lanes)) * scale) + step;
             put(momentum + i, step, lanes);
+            largest(get(momentum + i, lanes));
             put(p + first + i, was - lr * step, lanes);
         });
-        encode(momentum, codes + first, scales + block, n, signed_code);
+        encode(momentum, largest, signed_code, n, codes + first, scales + block);
     });
 }
 
@@ -135,16 +145,19 @@ void adam8(const Call& call) {
     const AdamStep step(call);
     blocks(call, call.tensor(0).elements, [&](int64_t first, int64_t n, int64_t block) {
         float m[code_block], v[code_block];
-        decode(m_codes + first, m_scales[block], n, signed_code, m);
-        decode(v_codes + first, v_scales[block], n, unsigned_code, v);
+        Largest m_largest, v_largest;
+        const float m_scale = m_scales[block], v_scale = v_scales[block];
         vectors(n, [&](int64_t i, auto lanes) {
-            vf mean = get(m + i, lanes), square = get(v + i, lanes);
+            vf mean = signed_code.decode(get_bytes(m_codes + first + i, lanes)) * m_scale;
+            vf square = unsigned_code.decode(get_bytes(v_codes + first + i, lanes)) * v_scale;
             put(p + first + i, step(get(p + first + i, lanes), get(grad + first + i, lanes), mean, square), lanes);
             put(m + i, mean, lanes);
             put(v + i, square, lanes);
+            m_largest(get(m + i, lanes));  // nothing from behind the last value
+            v_largest(get(v + i, lanes));
         });
-        encode(m, m_codes + first, m_scales + block, n, signed_code);
-        encode(v, v_codes + first, v_scales + block, n, unsigned_code);
+        encode(m, m_largest, signed_code, n, m_codes + first, m_scales + block);
+        encode(v, v_largest, unsigned_code, n, v_codes + first, v_scales + block);
     });
 }
 

@@ -1,6 +1,5 @@
-// Weights and biases made of trained ones, and the gradients that go back to these: standardization, and a
-// normalization with frozen statistics folded into a convolution. Filters are divided among threads; each is summed by
-// one.
+// Weights and biases made of trained ones by a normalization with frozen statistics folded into a convolution, and the
+// gradients that go back to these. Filters are divided among threads; each is summed by one.
 #include "weights.hpp"
 
 #include "elementwise.hpp"
@@ -23,92 +22,12 @@ struct Filters {
     int64_t at(int64_t o, int64_t i) const { return o * first + i * step; }
 };
 
-typedef double vd __attribute__((vector_size(W * sizeof(double))));
-
-// Sum over a filter of term(i, T{}), in doubles, for T = vd of W values from i on, and for T = double of one.
-template <class Term>
-double sum_of(const Filters& f, Term term) {
-    double sum = 0;
-    int64_t i = 0;
-    if (f.step == 1) {
-        vd lanes = {};
-        for (; i + W <= f.size; i += W) lanes += term(i, vd{});
-        for (int lane = 0; lane < W; ++lane) sum += lanes[lane];
-    }
-    for (; i < f.size; ++i) sum += term(i, 0.0);
-    return sum;
-}
-
-// Values of filter o from value i on: W of them where its values lie side by side, or one.
-inline vd values(const float* w, const Filters& f, int64_t o, int64_t i, vd) {
-    return __builtin_convertvector(load(w + f.at(o, i)), vd);
-}
-inline double values(const float* w, const Filters& f, int64_t o, int64_t i, double) {
-    return static_cast<double>(w[f.at(o, i)]);
-}
-
-// Mean of a filter, and the sum of squares around it.
-struct Spread {
-    double mean, squares;
-
-    Spread(const float* w, const Filters& f, int64_t o) {
-        mean = sum_of(f, [&](int64_t i, auto kind) { return values(w, f, o, i, kind); }) / static_cast<double>(f.size);
-        squares = sum_of(f, [&](int64_t i, auto kind) {
-            const auto u = values(w, f, o, i, kind) - mean;
-            return u * u;
-        });
-    }
-    double deviation(const Filters& f) const { return __builtin_sqrt(squares / static_cast<double>(f.size - 1)); }
-};
-
 float factor_of(const float* gamma, const float* rstd, int64_t o) { return gamma ? gamma[o] * rstd[o] : rstd[o]; }
 
 // One value of a weight of any type.
 double value_at(const Values& w, int64_t i, int64_t o) { return static_cast<double>(w.at(i, 1)[0] * w.scale(o)); }
 
 }  // namespace
-
-void standardize(const Call& call) {
-    const Filters f(call.tensor(0), call.attribute(1) != 0);
-    const float* w = call.at<const float>(0);
-    float* y = call.at<float>(1);
-    const double eps = call.attribute(0);
-    divide(call, f.count, 4 * f.size, [&](int64_t begin, int64_t end, int) {
-        for (int64_t o = begin; o < end; ++o) {
-            const Spread spread(w, f, o);
-            const double factor = 1 / (spread.deviation(f) + eps);
-            int64_t i = 0;
-            for (; f.step == 1 && i + W <= f.size; i += W)
-                store(y + f.at(o, i), __builtin_convertvector((values(w, f, o, i, vd{}) - spread.mean) * factor, vf));
-            for (; i < f.size; ++i)
-                y[f.at(o, i)] = static_cast<float>((values(w, f, o, i, 0.0) - spread.mean) * factor);
-        }
-    });
-}
-
-// With u = w - mean: grad <- (grad - mean grad) / (sigma + eps) - u <grad, u> / ((sigma + eps)^2 sigma (size - 1)).
-void standardize_grad(const Call& call) {
-    const Filters f(call.tensor(0), call.attribute(1) != 0);
-    const float* w = call.at<const float>(0);
-    float* grad = call.at<float>(1);
-    const double eps = call.attribute(0), size = static_cast<double>(f.size);
-    divide(call, f.count, 4 * f.size, [&](int64_t begin, int64_t end, int) {
-        for (int64_t o = begin; o < end; ++o) {
-            const Spread spread(w, f, o);
-            const double sigma = spread.deviation(f), factor = 1 / (sigma + eps);
-            const double mean = sum_of(f, [&](int64_t i, auto kind) { return values(grad, f, o, i, kind); }) / size;
-            const double inner = sum_of(f, [&](int64_t i, auto kind) {
-                return values(grad, f, o, i, kind) * (values(w, f, o, i, kind) - spread.mean);
-            });
-            const double along = sigma == 0 ? 0 : inner * factor * factor / (sigma * (size - 1));
-            for (int64_t i = 0; i < f.size; ++i) {
-                const double u = static_cast<double>(w[f.at(o, i)]) - spread.mean;
-                float& g = grad[f.at(o, i)];
-                g = static_cast<float>((static_cast<double>(g) - mean) * factor - u * along);
-            }
-        }
-    });
-}
 
 void scale_weight(const Call& call) {
     const bool depthwise = call.attribute(0) != 0;
