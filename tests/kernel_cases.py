@@ -100,12 +100,18 @@ class Maker:
             found |= {before: pads[0], after: pads[1]}
         return found, tuple(sides)
 
-    def outputs(self, image: Shape, window: dict[str, int]) -> tuple[int, int]:
-        """Rows and columns of what the window makes."""
+    def pooled(self, image: Shape, window: dict[str, int]) -> tuple[int, int]:
+        """Rows and columns of what a pooling makes, which may be rounded up."""
+        return self.outputs(image, window, up=self.coin())
+
+    def outputs(self, image: Shape, window: dict[str, int], up: bool = False) -> tuple[int, int]:
+        """Rows and columns of what the window makes; `up`: a last window may begin in the image and reach beyond."""
         found = []
         for size, letter, pads in ((image[0], "h", ("top", "bottom")), (image[1], "w", ("left", "right"))):
             wide = size + window[pads[0]] + window[pads[1]] - window[f"d{letter}"] * (window[f"k{letter}"] - 1) - 1
-            found.append(wide // window[f"s{letter}"] + 1)
+            stride = window[f"s{letter}"]
+            count = (-(-wide // stride) if up else wide // stride) + 1
+            found.append(count - 1 if up and (count - 1) * stride >= size + window[pads[0]] else count)
         return found[0], found[1]
 
     def weight(self, shape: Shape, outs: int) -> dict[str, Any]:
@@ -306,7 +312,7 @@ def avg_pool(m: Maker) -> Case:
     window, sides = m.window((1, 2, 3, 5))
     c = m.draw(CHANNELS)
     attributes = {**window, "include_pad": m.of(0, 1), "divisor": m.of(0, 0, 3)}
-    return Case(attributes, {"x": m.each(*sides, c), "y": written((*m.outputs(sides, window), c))}, m.images)
+    return Case(attributes, {"x": m.each(*sides, c), "y": written((*m.pooled(sides, window), c))}, m.images)
 
 
 def _back(m: Maker, case: Case) -> Case:
@@ -334,7 +340,7 @@ def adaptive_pool_grad(m: Maker) -> Case:
 def max_pool(m: Maker) -> Case:
     window, sides = m.window((1, 2, 3, 5))
     c = m.draw(CHANNELS)
-    pooled = (*m.outputs(sides, window), c)
+    pooled = (*m.pooled(sides, window), c)
     x = m.each(*sides, c)
     if m.coin():
         x = x.round()  # equal pixels: the first wins
@@ -349,7 +355,7 @@ def max_pool(m: Maker) -> Case:
 def max_pool_grad(m: Maker) -> Case:
     window, sides = m.window((1, 2, 3, 5))
     c = m.draw(CHANNELS)
-    pooled = (*m.outputs(sides, window), c)
+    pooled = (*m.pooled(sides, window), c)
     taps = window["kh"] * window["kw"]
     which = torch.randint(0, taps, (m.images, *pooled), dtype=torch.uint8, generator=m.generator)
     return Case(window, {"grad": m.each(*pooled), "which": which, "y": written((*sides, c))}, m.images)

@@ -118,10 +118,11 @@ void depthwise_conv(const Call& call) {
     // the next; of them one vector of channels after the other, whose filters stay in the first-level cache.
     const int64_t total = call.images * height;
     const int64_t row_bytes = d.window.sh * d.source_width * channels * int64_t(sizeof(float));
-    int64_t chunks = most(call.threads.count(), total * row_bytes / (256 * 1024));
-    chunks = least(chunks, total);
     constexpr int64_t block = W < 8 ? 8 : W;  // no two threads write to one byte of the mask
-    const int64_t blocks = (channels + block - 1) / block;
+    const int64_t blocks = (channels + block - 1) / block, threads = call.threads.count();
+    // Each chunk expands the filters anew: where there are many vectors of channels, they are enough to share.
+    int64_t chunks = most(blocks < 8 * threads ? threads : 1, total * row_bytes / (256 * 1024));
+    chunks = least(chunks, total);
     call.threads.ranges(chunks * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t chunk = item / blocks, first = total * chunk / chunks, last = total * (chunk + 1) / chunks;

@@ -136,6 +136,18 @@ private:
         if (rows < 0 || columns < 0 || y.h != rows / w.sh + 1 || y.w != columns / w.sw + 1)
             wrong(name, "has another size than the window makes");
     }
+    // The same of a pooling, which may round up: its last window then begins in the image, and reaches beyond.
+    void pooled(Image x, Image y, const char* name) const {
+        const Window w = window();
+        auto fits = [](int64_t size, int64_t before, int64_t after, int64_t span, int64_t stride, int64_t count) {
+            const int64_t room = size + before + after - span;
+            return room >= 0 && (count == room / stride + 1 ||
+                                 (count == room / stride + 2 && room % stride && (count - 1) * stride < size + before));
+        };
+        if (!fits(x.h, w.top, w.bottom, w.dh * (w.kh - 1) + 1, w.sh, y.h) ||
+            !fits(x.w, w.left, w.right, w.dw * (w.kw - 1) + 1, w.sw, y.w))
+            wrong(name, "has another size than the window makes");
+    }
     // Of a convolution from x to y, with weight `w` (its codes are looked at apart).
     void convolution(Image x, Image y, const char* w, const char* made) const {
         places(x, y, made);
@@ -153,7 +165,7 @@ private:
     }
     // Average pooling: a divisor of 0 stands for the window's size.
     void average(Image x, Image y, const char* made) const {
-        places(x, y, made);
+        pooled(x, y, made);
         if (x.c != y.c) wrong(made, "has another number of channels");
         sides(x, made);
         sides(y, made);
@@ -253,7 +265,7 @@ void Check::all() {
         }
         case Op::max_pool: {
             const Image x = image("x"), y = image("y");
-            places(x, y, "y");
+            pooled(x, y, "y");
             if (x.c != y.c) wrong("y", "has another number of channels");
             maybe_same("which", y, Dtype::u8);
             if (has("which") && window().kh * window().kw > 256) wrong("which", "cannot number so large a window");
@@ -384,7 +396,7 @@ void Check::all() {
         }
         case Op::max_pool_grad: {
             const Image grad = image("grad"), y = image("y");
-            places(y, grad, "grad");
+            pooled(y, grad, "grad");
             if (grad.c != y.c) wrong("y", "has another number of channels");
             same("which", grad, Dtype::u8);
             break;
