@@ -113,7 +113,13 @@ def ways(captured: Program) -> list[dict[str, Any]]:
 QUICK = [("bn", name, 0) for name in METHODS] + [("gn", "tinytl-l+b", 1), ("gn", "ft-full", 0), ("same", "tinytl-b", 0)]
 EVERY = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in itertools.product(sorted(VARIANTS), sorted(METHODS), (0, 1))
+    for case in dict.fromkeys(
+        [
+            *itertools.product(sorted(VARIANTS), sorted(METHODS), (0,)),
+            *itertools.product(sorted(VARIANTS), ("ft-last", "tinytl-b"), (1,)),
+            *QUICK,
+        ]
+    )
 ]
 
 

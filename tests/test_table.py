@@ -70,8 +70,9 @@ def test_counted_is_what_the_authors_profiler_gives() -> None:
         found = megabytes(counted_as_published(step))
         assert found == pytest.approx(batch_8, abs=0.06)
         assert round(found) == PUBLISHED_MB["proxylessnas_mobile"][row_name(step)]
-        one = dataclasses.replace(step, micro_batch=1)
-        assert megabytes(counted_as_published(one)) == pytest.approx(batch_1, abs=0.06)
+        if step.method in ("ft-last", "ft-full"):  # test_memory_counted.py has one image by every method
+            one = dataclasses.replace(step, micro_batch=1)
+            assert megabytes(counted_as_published(one)) == pytest.approx(batch_1, abs=0.06)
         if without is not None:
             assert megabytes(counted_by_itself(step)) == pytest.approx(without, abs=0.06)
         checked += 1
