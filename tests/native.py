@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def written(program: Program, path: Path) -> Path:
     """The program in a file; laid out, if it is not yet."""
     write_program(program if program.arena_bytes is not None else lay_out(program), path)
     return path
+
+
+def widest_isa() -> str:
+    """The widest instruction set that this processor and the executor have: avx512, avx2, neon or plain."""
+    with tempfile.TemporaryDirectory() as folder, Executor(small_file(Path(folder))) as executor:
+        return executor.isa
 
 
 def small_file(folder: Path) -> Path:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinytl.backbones import BACKBONES, Preprocessing, load
+from tinytl.backbones import Preprocessing, load
 from tinytl.checkpoint import learned_tensors
 from tinytl.compiler.capture import capture
 from tinytl.compiler.interpreter import Interpreter
@@ -27,6 +27,7 @@ from tinytl.nn.packing import pack_frozen_
 
 from ._torchvision import need
 from .foreign import settle_
+from .pairs import pairs
 from .test_adapt import VARIANTS, enliven_, small_network
 from .test_foreign import GatedBlock, NormAct, PlainBlock, SamePadConv
 
@@ -101,12 +102,9 @@ def test_every_method_on_a_small_network(variant: str, name: str, last: int) -> 
 
 
 QUICK = (("mcunet_5fps", "bn", LB),)
-EVERY = [
-    pytest.param(name, norm, method, marks=() if (name, norm, method) in QUICK else pytest.mark.slow)
-    for name, entry in BACKBONES.items()
-    for norm in entry.norms
-    for method in (sorted(METHODS) if name in ("mobilenet_v3_large", "efficientnet_lite0", "resnet50") else [LB])
-]
+WITH_EVERY_METHOD = ("mobilenet_v3_large", "efficientnet_lite0", "resnet50")
+CASES = [*pairs(LB), *(case for case in pairs(*sorted(METHODS)) if case[0] in WITH_EVERY_METHOD)]
+EVERY = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in dict.fromkeys(CASES)]
 
 
 @pytest.mark.parametrize(("name", "norm", "method"), EVERY)

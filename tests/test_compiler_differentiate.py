@@ -25,7 +25,7 @@ from tinytl.engine import run_step
 from tinytl.methods import METHODS, LastBlocks, adapt_
 
 from .test_adapt import SPECS, VARIANTS, small_network
-from .test_compiler_capture import LB, SIDE, backbone, opened_, photographs
+from .test_compiler_capture import LB, backbone, opened_, photographs
 
 PREPROCESSING = Preprocessing(33, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875)
 LABELS = torch.tensor([1, 3, 4])
@@ -113,7 +113,13 @@ def ways(captured: Program) -> list[dict[str, Any]]:
 QUICK = [("bn", name, 0) for name in METHODS] + [("gn", "tinytl-l+b", 1), ("gn", "ft-full", 0), ("same", "tinytl-b", 0)]
 EVERY = [
     pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in itertools.product(sorted(VARIANTS), sorted(METHODS), (0, 1))
+    for case in dict.fromkeys(
+        [
+            *itertools.product(sorted(VARIANTS), sorted(METHODS), (0,)),
+            *itertools.product(sorted(VARIANTS), ("ft-last", "tinytl-b"), (1,)),
+            *QUICK,
+        ]
+    )
 ]
 
 
@@ -131,16 +137,16 @@ def test_gradients_of_every_method(variant: str, name: str, last: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, entry in BACKBONES.items() for norm in entry.norms])
 def test_gradients_of_every_backbone(name: str, norm: str) -> None:
+    """At 48 pixels: batch norm with all of it run again, group norm with some of it and in pieces."""
     model = backbone(name, norm)
-    adaptation = adapt_(model, METHODS[LB], resolution=SIDE)
-    preprocessing = dataclasses.replace(PREPROCESSING, resolution=SIDE)
+    adaptation = adapt_(model, METHODS[LB], resolution=48)
+    preprocessing = dataclasses.replace(PREPROCESSING, resolution=48)
     captured = capture(still_(model), adaptation, preprocessing)
-    photos = photographs(3, SIDE)
+    photos = photographs(3, 48)
     loss, expected = autograd(model, seen(photos, preprocessing))
-    for way in ways(captured)[1:]:
-        program = planned(captured, **PLAIN_SGD, **way)
-        assert_sound(program)
-        assert_agrees(program, photos, loss, expected)
+    program = planned(captured, **PLAIN_SGD, **ways(captured)[2 if norm == "gn" else 1])
+    assert_sound(program)
+    assert_agrees(program, photos, loss, expected)
 
 
 @pytest.mark.parametrize("steps", [2, pytest.param(20, marks=pytest.mark.slow)])

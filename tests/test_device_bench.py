@@ -43,7 +43,7 @@ def test_one_turn_is_refused() -> None:
 @needs_executor
 @pytest.mark.slow
 def test_the_command_prints_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    small = "--backbone proxylessnas_mobile --resolution 64 --classes 3 --batch-size 2 --threads 1"
+    small = "--backbone efficientnet_lite0 --resolution 64 --classes 3 --batch-size 2 --threads 1"
     with pytest.raises(SystemExit) as ended:
         main(["bench", "device", *small.split(), "--turns", "2", "--no-stock", "--json"])
     assert ended.value.code in (0, None)

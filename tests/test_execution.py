@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Sequence
 
@@ -213,13 +214,11 @@ def enlivened(model: nn.Module, dropout: float = 0.0) -> nn.Module:
 FAST = (("bn", "tinytl-b"), ("bn", "tinytl-l+b"), ("bn", "ft-full"), ("gn", "tinytl-l+b"))
 
 
+OTHERS = (("gn", "ft-norm+last"), ("bn", "tinytl-l"), ("gn", "ft-last"))
+
+
 @pytest.mark.parametrize(
-    ("norm", "name"),
-    [
-        pytest.param(norm, name, marks=() if (norm, name) in FAST else pytest.mark.slow)
-        for norm in ("bn", "gn")
-        for name in sorted(METHODS)
-    ],
+    ("norm", "name"), [*FAST, *(pytest.param(norm, name, marks=pytest.mark.slow) for norm, name in OTHERS)]
 )
 def test_proxylessnas_by_every_method(norm: str, name: str) -> None:
     torch.manual_seed(3)
@@ -230,15 +229,21 @@ def test_proxylessnas_by_every_method(norm: str, name: str) -> None:
     assert_the_same(model, images(3, 61, torch.float64), policies)
 
 
-def only(kind: str, *fast: str) -> object:
-    return pytest.param(kind, marks=() if kind in fast else pytest.mark.slow)
-
-
-ALL_KINDS = ("strips", "more strips than rows", "images", "again", "all at once", "mixed")
-
-
-@pytest.mark.parametrize("kind", [only(kind, "strips", "mixed") for kind in ALL_KINDS])
-@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", "efficientnet_lite0", only("resnet50")])
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [
+        *itertools.product(["mobilenet_v3_large", "efficientnet_lite0"], ["strips", "mixed"]),
+        *(
+            pytest.param(backbone, kind, marks=pytest.mark.slow)
+            for backbone, kinds in (
+                ("mobilenet_v3_large", ["more strips than rows", "again", "images"]),
+                ("efficientnet_lite0", ["all at once", "images"]),
+                ("resnet50", ["strips", "images", "again", "all at once"]),
+            )
+            for kind in kinds
+        ),
+    ],
+)
 def test_other_networks(backbone: str, kind: str) -> None:
     torch.manual_seed(3)
     model = enliven_(load(backbone, pretrained=False, num_classes=5).model)
@@ -402,14 +407,12 @@ MIX = {
 @pytest.mark.parametrize(
     ("name", "norm", "side"),
     [
-        pytest.param(name, norm, side, marks=() if fast == side else pytest.mark.slow)
-        for name, norm, fast in (
-            ("tinytl-b", "bn", 87),
-            ("tinytl-b", "gn", 64),
-            ("tinytl-l+b", "bn", 64),
-            ("tinytl-l+b", "gn", 87),
-        )
-        for side in (64, 87, 96)
+        ("tinytl-b", "bn", 87),
+        ("tinytl-b", "gn", 64),
+        ("tinytl-l+b", "bn", 64),
+        ("tinytl-l+b", "gn", 87),
+        pytest.param("tinytl-b", "gn", 96, marks=pytest.mark.slow),
+        pytest.param("tinytl-l+b", "bn", 96, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_planned_is_what_is_measured(name: str, norm: str, side: int) -> None:

@@ -166,11 +166,17 @@ def test_resnet_as_the_authors_profiler_walks_it(name, published, too_much):
     assert theirs - ours == pytest.approx(too_much, abs=0.01)
 
 
+EVERY_METHOD = ("proxyless_w03", "mcunet_5fps", "mobilenet_v3_large", "resnet50")
+"""Those built otherwise than the others: with pruned widths, folded norms, excitations, other shortcuts."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_and_method_is_counted(backbone):
+def test_every_backbone_is_counted(backbone):
+    """By every method, or (another network of inverted residuals) by two, of which one adds lite modules."""
+    names = tuple(METHODS) if backbone in EVERY_METHOD else ("ft-last", "tinytl-l+b")
     totals = {}
-    for name in METHODS:
+    for name in names:
         model = load(backbone, pretrained=False, num_classes=3).model
         adaptation = adapt_(model, method(name), resolution=64, lean=False)
         counted = count(model, (2, 3, 64, 64))
@@ -178,8 +184,10 @@ def test_every_backbone_and_method_is_counted(backbone):
         assert counted.parameter_bytes == 4 * trained + frozen
         assert counted.peak_layer in dict(model.named_modules())
         totals[name] = counted.total_bytes
-    assert totals["ft-last"] < totals["tinytl-b"] < totals["tinytl-l+b"]
-    assert totals["ft-last"] <= totals["ft-norm+last"] < totals["ft-full"]  # equal where norms are folded
+    assert totals["ft-last"] < totals["tinytl-l+b"]
+    if backbone in EVERY_METHOD:
+        assert totals["ft-last"] < totals["tinytl-b"] < totals["tinytl-l+b"]
+        assert totals["ft-last"] <= totals["ft-norm+last"] < totals["ft-full"]  # equal where norms are folded
 
 
 def test_the_lean_form_is_refused():

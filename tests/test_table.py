@@ -32,6 +32,7 @@ from .command_line import tinytl
 
 PAPER = StepSpec("proxylessnas_mobile", "tinytl-l+b", threads=1)
 SMALL = dataclasses.replace(PAPER, resolution=64, batch_size=2, classes=5)
+OTHER_METHODS = tuple(name for name in METHODS if name not in ("tinytl-b", "tinytl-l+b"))
 TINY = ["--resolution", "64", "--batch-size", "2", "--classes", "5", "--threads", "1"]
 # what the issue asks of a row; docs/cli.md has all keys
 PROMISED = {"method", "published_mb", "counted_bytes", "counted_without_lite_bytes", "planned_bytes", "measured_bytes"}
@@ -66,11 +67,12 @@ def test_counted_is_what_the_authors_profiler_gives() -> None:
     checked = 0
     for step in table_steps(PAPER):
         batch_8, batch_1, without = REFERENCE_MB["proxylessnas_mobile"][row_name(step)]
-        assert megabytes(counted_as_published(step)) == pytest.approx(batch_8, abs=0.06)
-        assert megabytes(counted_as_published(dataclasses.replace(step, micro_batch=1))) == pytest.approx(
-            batch_1, abs=0.06
-        )
-        assert round(megabytes(counted_as_published(step))) == PUBLISHED_MB["proxylessnas_mobile"][row_name(step)]
+        found = megabytes(counted_as_published(step))
+        assert found == pytest.approx(batch_8, abs=0.06)
+        assert round(found) == PUBLISHED_MB["proxylessnas_mobile"][row_name(step)]
+        if step.method in ("ft-last", "ft-full"):  # test_memory_counted.py has one image by every method
+            one = dataclasses.replace(step, micro_batch=1)
+            assert megabytes(counted_as_published(one)) == pytest.approx(batch_1, abs=0.06)
         if without is not None:
             assert megabytes(counted_by_itself(step)) == pytest.approx(without, abs=0.06)
         checked += 1
@@ -111,7 +113,7 @@ def test_other_networks_are_counted_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "methods", [("tinytl-b", "tinytl-l+b"), pytest.param(METHODS, marks=pytest.mark.slow)], ids=["two", "all"]
+    "methods", [("tinytl-b", "tinytl-l+b"), pytest.param(OTHER_METHODS, marks=pytest.mark.slow)], ids=["two", "others"]
 )
 def test_json_has_a_row_a_method(methods: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "METHODS", methods)
@@ -130,7 +132,7 @@ def test_json_has_a_row_a_method(methods: tuple[str, ...], tmp_path: Path, monke
     assert written["rows"] == rows
     assert written["machine"]["torch"]
     page = (out / "table.md").read_text()
-    assert "| tinytl-l+b |" in page
+    assert f"| {rows[-1]['method']} |" in page
     assert "stock" not in page.split("\n- ")[0]
 
 
@@ -143,6 +145,7 @@ def test_what_a_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [word for word in headings.split() if word != "┃"] == ["method", "counted", "no", "lite", "planned"]
     assert any(line.startswith("│ tinytl-l+b@320") for line in lines)
     assert lines[-1].startswith("stock: ")
+    monkeypatch.setattr(table, "METHODS", ("ft-last",))
     alone = tinytl(*command, "--quiet").out.splitlines()
     assert alone[0].startswith("┏")
     assert alone[-1].startswith("└")
