@@ -13,9 +13,9 @@
 namespace tinytl {
 namespace {
 
-// Between two instructions of a step a few microseconds pass: longer than this a thread does not burn its core, and
-// sleeps until it is called.
-constexpr auto patience = std::chrono::microseconds(50);
+// Within a step a thread waits for the next instruction, or for another's part of this one, some hundred microseconds at
+// most, and to be woken takes as long as a small instruction. Longer than this it does not burn its core, and sleeps.
+constexpr auto patience = std::chrono::microseconds(1000);
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
