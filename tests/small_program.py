@@ -92,6 +92,16 @@ def small_program(batch: int = 4, micro_batch: int = 2, side: int = 6, channels:
         make.run("adaptive_pool_grad", phase="backward", grad="dmean", y="dy"),
         make.run("act_grad", {"slope": 0.0}, phase="backward", grad="dy", mask="mask", y="dz", bias="conv.bias.grad"),
     )
+    named: dict[str, Any] = {
+        field: make.numbers[name]
+        for field, name in (
+            ("images", "images"),
+            ("labels", "labels"),
+            ("logits", "answers"),
+            ("metrics", "metrics"),
+            ("step_count", "step"),
+        )
+    }
     return Program(
         tensors=tuple(make.tensors),
         streams={
@@ -103,16 +113,7 @@ def small_program(batch: int = 4, micro_batch: int = 2, side: int = 6, channels:
         batch=batch,
         micro_batch=micro_batch,
         evaluate_images=micro_batch,
-        **{
-            field: make.numbers[name]
-            for field, name in (
-                ("images", "images"),
-                ("labels", "labels"),
-                ("logits", "answers"),
-                ("metrics", "metrics"),
-                ("step_count", "step"),
-            )
-        },
+        **named,
         gradients={make.numbers[name]: make.numbers[f"{name}.grad"] for name in names},
         values=make.values,
         meta={
