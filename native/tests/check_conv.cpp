@@ -265,7 +265,7 @@ struct Runner {
 
     void run(const Isa& isa, Threads& threads, std::byte* scratch) {
         const StepScalars step{0.0, 1, 0, 1, true};
-        const Call call{instruction, tensors.data(), one.images, first, threads, scratch, step};
+        const Call call{instruction, tensors.data(), one.images, first, 0, threads, scratch, step};
         isa.op[one.op](call);
     }
 };
