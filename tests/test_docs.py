@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy, backbones, budgets, commands, device, memory_table, readme, steps, throughput
+from benchmarks.peers import page as peers
 from tinytl.backbones import BACKBONES
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def test_the_readme_holds_the_committed_results() -> None:
     assert readme.filled(text) == text
 
 
-@pytest.mark.parametrize("benchmark", [steps, backbones, throughput, accuracy, budgets, memory_table, device])
+@pytest.mark.parametrize("benchmark", [steps, backbones, throughput, accuracy, budgets, memory_table, device, peers])
 def test_the_pages_are_made_from_the_committed_results(benchmark) -> None:
     assert benchmark.page(json.loads(benchmark.RESULTS.read_text())) == benchmark.PAGE.read_text()
 
