@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, backbones, budgets, commands, device, memory_table, readme, steps, throughput
-from benchmarks.peers import page as peers
+from benchmarks import accuracy, backbones, budgets, commands, device, memory_table, peers, readme, steps, throughput
 from tinytl.backbones import BACKBONES
 
 ROOT = Path(__file__).parent.parent
