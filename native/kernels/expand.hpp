@@ -13,7 +13,6 @@ struct FloatWeights {
     const float* codes;
     vf read(int64_t at) const { return load(codes + at); }
     vf read(int64_t at, int64_t n) const { return load_part(codes + at, n); }
-    static constexpr int64_t line = 16;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = false;
     float scale(int64_t) const { return 1.0f; }
@@ -46,7 +45,6 @@ struct ByteWeights {  // i8 codes, one scale for each output channel
         for (int64_t i = 0; i < n; ++i) v[i] = codes[at + i];
         return v;
     }
-    static constexpr int64_t line = 64;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = true;
     float scale(int64_t o) const { return scales[o]; }
@@ -65,7 +63,6 @@ struct TableWeights {  // u8 codes, the value of each
         for (int64_t i = 0; i < n; ++i) v[i] = values[codes[at + i]];
         return load(v);
     }
-    static constexpr int64_t line = 64;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = false;
     float scale(int64_t) const { return 1.0f; }
@@ -89,7 +86,6 @@ struct HalfWeights {  // f16, one scale
         for (int64_t i = 0; i < n; ++i) v[i] = half_to_float(codes[at + i]);
         return load(v);
     }
-    static constexpr int64_t line = 32;  // weights in a line of the cache
     void prefetch(int64_t at) const { __builtin_prefetch(codes + at); }
     static constexpr bool scaled = true;
     float scale(int64_t) const { return *factor; }
@@ -145,6 +141,7 @@ inline constexpr int64_t vectors_ahead = 4;
 // behind them up to whole vectors. w: (.., length), row-major.
 template <class Weights>
 void pack_columns(float* out, const Weights& w, int64_t length, int64_t n0, int64_t width, int64_t k0, int64_t k1) {
+    constexpr int64_t line = 64 / sizeof(*w.codes);  // weights in a line of the cache
     const int64_t vectors = pieces(width, W);
     for (int64_t v = 0; v < vectors; ++v) {
         const int64_t lanes = least(W, width - v * W), first = n0 + v * W;
@@ -152,7 +149,7 @@ void pack_columns(float* out, const Weights& w, int64_t length, int64_t n0, int6
         for (int64_t i = 0; i < lanes; ++i) scale[i] = w.scale(first + i);
         for (int64_t k = k0; k < k1; k += W) {
             const int64_t n = least(W, k1 - k), at = first * length + k;
-            if ((k - k0) % Weights::line == 0) {
+            if ((k - k0) % line == 0) {
                 const int64_t beyond = k + vectors_ahead * W - k1;  // from 0 on: in the rows after these
                 const int64_t ahead = beyond < 0 ? at + vectors_ahead * W : (first + W) * length + k0 + beyond;
 #pragma GCC unroll 16

@@ -34,9 +34,10 @@ struct Call {
     T* at(int operand) const {
         if (!has(operand)) return nullptr;
         const Tensor& t = tensor(operand);
-        const int64_t skipped = t.scope == Scope::batch ? first : t.scope == Scope::micro ? inner : 0;
-        return reinterpret_cast<T*>(t.data + skipped * t.image_bytes);
+        return reinterpret_cast<T*>(t.data + before(t) * t.image_bytes);
     }
+    // Images of a tensor that lie before the first of this call.
+    int64_t before(const Tensor& t) const { return t.scope == Scope::batch ? first : t.scope == Scope::micro ? inner : 0; }
     double attribute(int number) const { return instruction.attributes[number]; }
     std::byte* scratch_of(int thread) const { return scratch + thread * scratch_per_thread; }
 };

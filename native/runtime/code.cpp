@@ -72,7 +72,8 @@ void read_tensor(Words& words, Model& model, int number, int64_t data_bytes) {
         fail(TINYTL_BAD_FILE, "is damaged: tensor %d is constant and not of scope 'fixed': compile it again", number);
     const int64_t offset = words.number("a tensor's offset", -1, most);
     const int64_t initial = words.number("the offset of a tensor's first values", -1, most);
-    // Between the streams a tensor of scope 'micro' or 'tile' means nothing: each stream checks its own extent (read_instruction).
+    // Between the streams a tensor of scope 'micro' or 'tile' means nothing: each stream checks its own extent
+    // (read_instruction).
     const int64_t bytes = tensor.image_bytes * (tensor.scope == Scope::batch ? model.batch : 1);
     const int64_t room = constant ? data_bytes : model.arena_bytes;
     if (offset >= 0 && (offset % align || offset > room || bytes > room - offset))

@@ -131,15 +131,15 @@ tinytl_status Executor::run_range(int stream, Range range, Part part, const Step
         const double started = timing_ ? seconds_now() : 0;
         if (scalars.train && is_update(instruction.op))
             if (const tinytl_status status = check_gradient(instruction)) return status;
-        functions_[stream][at](Call{instruction, model_.tensors.data(), part.images, part.first, part.inner, threads_,
-                                    scratch(), scalars});
+        const Call call{instruction, model_.tensors.data(), part.images, part.first, part.inner, threads_, scratch(),
+                        scalars};
+        functions_[stream][at](call);
         if (timing_) seconds_[stream][at] += seconds_now() - started;
         for (const int32_t number : instruction.operands) {
             if (number < 0) continue;
             const Tensor& tensor = model_.tensors[static_cast<size_t>(number)];
             if (tensor.role == Role::constant) continue;
-            const int64_t before = tensor.scope == Scope::batch ? part.first : tensor.scope == Scope::micro ? part.inner : 0;
-            const int64_t count = tensor.scope == Scope::fixed ? 1 : before + part.images;
+            const int64_t count = tensor.scope == Scope::fixed ? 1 : call.before(tensor) + part.images;
             const int64_t reached = tensor.data - arena_.data() + count * tensor.image_bytes;
             if (reached > arena_used_) arena_used_ = reached;
         }

@@ -128,26 +128,20 @@ private:
         for (size_t i = 0; i < 10; ++i) whole(i, i >= 4 && i < 8 ? 0 : 1, most);
         return instruction_.window();
     }
-    // Of an image `x`, `y` has as many rows and columns as there are places for the window.
-    void places(Image x, Image y, const char* name) const {
+    // Of an image `x`, `y` has as many rows and columns as there are places for the window. A pooling may round `up`: its
+    // last window then begins in the image, and reaches beyond.
+    void places(Image x, Image y, const char* name, bool up = false) const {
         const Window w = window();
-        const int64_t rows = x.h + w.top + w.bottom - w.dh * (w.kh - 1) - 1;
-        const int64_t columns = x.w + w.left + w.right - w.dw * (w.kw - 1) - 1;
-        if (rows < 0 || columns < 0 || y.h != rows / w.sh + 1 || y.w != columns / w.sw + 1)
-            wrong(name, "has another size than the window makes");
-    }
-    // The same of a pooling, which may round up: its last window then begins in the image, and reaches beyond.
-    void pooled(Image x, Image y, const char* name) const {
-        const Window w = window();
-        auto fits = [](int64_t size, int64_t before, int64_t after, int64_t span, int64_t stride, int64_t count) {
+        auto fits = [up](int64_t size, int64_t before, int64_t after, int64_t span, int64_t stride, int64_t count) {
             const int64_t room = size + before + after - span;
-            return room >= 0 && (count == room / stride + 1 ||
-                                 (count == room / stride + 2 && room % stride && (count - 1) * stride < size + before));
+            const bool beyond = up && room % stride && (count - 1) * stride < size + before;
+            return room >= 0 && (count == room / stride + 1 || (beyond && count == room / stride + 2));
         };
         if (!fits(x.h, w.top, w.bottom, w.dh * (w.kh - 1) + 1, w.sh, y.h) ||
             !fits(x.w, w.left, w.right, w.dw * (w.kw - 1) + 1, w.sw, y.w))
             wrong(name, "has another size than the window makes");
     }
+    void pooled(Image x, Image y, const char* name) const { places(x, y, name, true); }
     // Of a convolution from x to y, with weight `w` (its codes are looked at apart).
     void convolution(Image x, Image y, const char* w, const char* made) const {
         places(x, y, made);
