@@ -1,0 +1,1 @@
+"""Feature-extractor adaptation: choose the sub-network that suits the data and the memory."""
