@@ -96,9 +96,9 @@ def prepare(
     return Prepared(spec, train, validation, backbone, adaptation, preprocessing, planned)
 
 
-def _batch_bytes(images: int, resolution: int) -> int:
-    """Of a batch as a loader holds it: bytes of images, labels and indices."""
-    return images * (3 * resolution**2 + 2 * 8)
+def beside_bytes(images: int, resolution: int) -> int:
+    """What is alive beside a step: a batch that is read ahead (images, labels and indices), the generator's state."""
+    return images * (3 * resolution**2 + 2 * 8) + GENERATOR_BYTES
 
 
 def _plan(spec: TrainSpec, model: nn.Module, adaptation: Adaptation, resolution: int) -> Planned | None:
@@ -114,7 +114,7 @@ def _plan(spec: TrainSpec, model: nn.Module, adaptation: Adaptation, resolution:
         micro_batch=spec.fit.micro_batch,
         update=None if spec.fit.update == "end" else spec.fit.update,
         label_smoothing=spec.fit.label_smoothing,
-        beside_bytes=_batch_bytes(spec.batch_size, resolution) + GENERATOR_BYTES,  # a batch that is read ahead
+        beside_bytes=beside_bytes(spec.batch_size, resolution),
     )
     set_execution_(model, planned.plan.policies)
     return planned

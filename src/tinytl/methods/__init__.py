@@ -1,5 +1,6 @@
 """Methods: what trains, and the surgery that makes a network train just that."""
 
+from ._ghost import lower_ghost_
 from .adaptation import Adaptation, adapt_
 from .calibration import calibrate_
 from .identity import base_hash
@@ -39,5 +40,6 @@ __all__ = [
     "adapt_",
     "base_hash",
     "calibrate_",
+    "lower_ghost_",
     "method",
 ]

@@ -112,7 +112,7 @@ def adapt_(
     """
     method = method if isinstance(method, Method) else Method((method,))
     check_ready(model)
-    plan = _plan(model, method, blocks, classifier, resolution, seed)
+    plan = plan_adaptation(model, method, blocks, classifier, resolution=resolution, seed=seed)
     identity = base_hash(model, exclude=(f"{plan.classifier}.",))
     # First on a copy without memory: what is refused is refused there, and leaves the network as it was.
     ghost = meta_copy(model)
@@ -120,10 +120,10 @@ def adapt_(
     captured = capture(meta_copy(ghost), resolution, is_leaf)
     kept_bytes = None
     if lean:
-        _lower_(ghost, captured, plan)
+        lower_(ghost, captured, plan)
         kept_bytes = kept(ghost, (1, 3, resolution, resolution)).total_bytes
     inserted = prepare_(model, plan)
-    lowering = _lower_(model, captured, plan) if lean else Lowering()
+    lowering = lower_(model, captured, plan) if lean else Lowering()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     delta = [
@@ -147,13 +147,14 @@ def adapt_(
     )
 
 
-def _plan(
+def plan_adaptation(
     model: nn.Module,
     method: Method,
-    blocks: Sequence[str] | None,
-    classifier: str | None,
-    resolution: int,
-    seed: int,
+    blocks: Sequence[str] | None = None,
+    classifier: str | None = None,
+    *,
+    resolution: int = 224,
+    seed: int = 0,
 ) -> Plan:
     """Decide what will be done, by a trace of the network as it is."""
     ghost = meta_copy(model).requires_grad_(False).eval()
@@ -164,7 +165,8 @@ def _plan(
     return Plan(method, paths, head, shapes, list(trace.parameters), seed)
 
 
-def _lower_(model: nn.Module, captured: Captured, plan: Plan) -> Lowering:
+def lower_(model: nn.Module, captured: Captured, plan: Plan) -> Lowering:
+    """Make the layers of a prepared network lean, as its capture says."""
     lowering = Lowering(TracedModules(model, captured, plan.blocks))
     lowering.run(model)
     return lowering

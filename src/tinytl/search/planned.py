@@ -1,0 +1,96 @@
+"""What a sub-network costs, without running it: the planner's bytes, and multiply-adds.
+
+The network is made without memory (PyTorch's meta device), adapted, and its step described operator by operator, as for
+any plan (`tinytl.memory.planner`). Nothing is estimated from other networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from tinytl._prepared import beside_bytes
+from tinytl.backbones import block_paths, complexity, find
+from tinytl.engine.optimizer import make_optimizer
+from tinytl.memory.planner import plan_step
+from tinytl.methods import lower_ghost_, method
+from tinytl.nn.packing import pack_frozen_
+from tinytl.spec import FitOptions
+
+from .space import Choice
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step of a sub-network takes.
+
+    Attributes:
+        memory_bytes: most bytes alive at once, as planned.
+        multiply_adds: of one image's forward pass, lite modules included.
+        trained_elements: values that train.
+    """
+
+    memory_bytes: int
+    multiply_adds: int
+    trained_elements: int
+
+    def to_json(self) -> dict[str, int]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the sub-networks will be trained, as far as their cost depends on it.
+
+    Attributes:
+        classes: of the classifier.
+        norm: 'bn' or 'gn'.
+        batch_size, micro_batch: images a step, and images at a time (None: all).
+        frozen_bits, optimizer_bits: as in `tinytl.spec`.
+    """
+
+    classes: int
+    norm: str = "bn"
+    batch_size: int = 8
+    micro_batch: int | None = None
+    frozen_bits: int = 32
+    optimizer_bits: int = 32
+
+
+def cost_of(choice: Choice, conditions: Conditions) -> Cost:
+    """Plan a step of a sub-network, at the fastest way of taking it.
+
+    Raises:
+        InputError: a choice that no network can be made of.
+    """
+    resolution, batch = choice.resolution, conditions.batch_size
+    with torch.device("meta"):
+        model = find(choice.backbone).build(norm=conditions.norm, num_classes=conditions.classes).eval()
+    counted: list[int] = []
+    lower_ghost_(
+        model,
+        method(choice.method),
+        resolution=resolution,
+        on_prepared=lambda stock: counted.append(complexity(stock, resolution).multiply_adds),
+    )
+    if conditions.frozen_bits < 32:
+        pack_frozen_(model, conditions.frozen_bits)
+    fit = FitOptions(epochs=1, optimizer_bits=conditions.optimizer_bits)
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return make_optimizer([p for p in parameters if p.requires_grad], fit)
+
+    planned = plan_step(
+        model.train(),
+        (batch, 3, resolution, resolution),
+        blocks=block_paths(model),
+        optimizer=optimizer,
+        micro_batch=conditions.micro_batch,
+        beside_bytes=beside_bytes(batch, resolution),
+    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Cost(planned.peak_bytes, counted[0], trained)

@@ -1,0 +1,278 @@
+"""The stages of a search. Each leaves a file, and goes on from it where it is there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinytl._atomic import write_bytes
+from tinytl._interrupt import Stop
+from tinytl.errors import BudgetError
+
+from .architecture import Genes
+from .archive import Candidate, Planned
+from .evolve import Front, evolve
+from .generations import EvolveOptions
+from .lines import Lines
+from .planned import Cost
+from .predictor import Predictor, cross_validated
+from .profile import Stopwatch
+from .ranking import kendall_tau
+from .space import Space
+from .spec import SearchSpec
+from .workers import Crew
+
+PAIRS, PLANS, EVOLUTION, FINALISTS = "pairs.jsonl", "plans.jsonl", "evolution.json", "finalists.jsonl"
+Told = Callable[[str, int, int], object]
+"""Told a stage's name, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sub-network that was measured: its genome, its accuracy on the held-out fifth, and what it costs."""
+
+    genome: tuple[int, ...]
+    top1: float
+    loss: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate that was measured again.
+
+    Attributes:
+        genome, cost: of it.
+        predicted: top-1 by the predictor.
+        shared_top1: measured in the super-network.
+        trained_top1, trained_loss: trained by itself, on the held-out fifth; None where no epochs were asked for.
+        step_seconds: median of a training step, measured in that training.
+        default: whether it is the default network of that size.
+    """
+
+    genome: tuple[int, ...]
+    cost: Cost
+    predicted: float
+    shared_top1: float
+    trained_top1: float | None
+    trained_loss: float | None
+    step_seconds: float | None
+    default: bool
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """By what finalists are compared, best first: held-out top-1, then loss, then memory."""
+        top1 = self.shared_top1 if self.trained_top1 is None else self.trained_top1
+        return (-top1, self.trained_loss or 0.0, self.cost.memory_bytes)
+
+
+class Plans:
+    """The cost of each genome, planned once and kept."""
+
+    def __init__(self, folder: Path, crew: Crew) -> None:
+        self._lines, self._crew = Lines(folder / PLANS), crew
+        self._known = {tuple(line["genome"]): Cost(**line["cost"]) for line in self._lines.entries}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __call__(self, genomes: Sequence[Genes]) -> list[Cost]:
+        """In the order of the genomes."""
+        keys = [_key(genome) for genome in genomes]
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
+        for index, cost in self._crew.each("cost", [np.array(key) for key in new]):
+            self._lines.append({"genome": list(new[index]), "cost": cost.to_json()})
+            self._known[new[index]] = cost
+        return [self._known[key] for key in keys]
+
+
+class Stages:
+    """What a search does after fine-tuning.
+
+    Args:
+        spec, space: of the search.
+        folder: of its files.
+        crew: that measures and plans.
+        stop: asked between two pieces of work.
+        watch: told what time goes to.
+        told: told how far a stage is.
+    """
+
+    def __init__(
+        self, spec: SearchSpec, space: Space, folder: Path, crew: Crew, stop: Stop, watch: Stopwatch, told: Told
+    ) -> None:
+        self._spec, self._space, self._folder, self._crew = spec, space, folder, crew
+        self._stop, self._watch, self._told = stop, watch, told
+        self.plans = Plans(folder, crew)
+
+    def refuse_too_small(self) -> None:
+        """Raise BudgetError where not even the smallest sub-network fits, naming what it takes."""
+        with self._watch.phase("plan"):
+            smallest = self.plans([self._space.smallest()])[0]
+        if smallest.memory_bytes > self._spec.budget_bytes:
+            raise BudgetError(
+                f"memory_budget is {self._spec.budget_bytes:,} bytes: the smallest sub-network of {self._spec.space} "
+                f"takes {smallest.memory_bytes:,} bytes to train at {self._space.resolutions[0]} px and a batch_size of "
+                f"{self._spec.batch_size}; give at least that, or a smaller --micro-batch or --resolutions",
+                smallest.memory_bytes,
+            )
+
+    def pairs(self) -> list[Pair]:
+        """Measure random sub-networks, and the default one at each resolution among them."""
+        lines = Lines(self._folder / PAIRS)
+        genomes = self._random()
+        done = {line["index"] for line in lines.entries}
+        left = [index for index in range(len(genomes)) if index not in done]
+        self._told("measuring sub-networks", len(done), len(genomes))
+        with self._watch.phase("measure"):
+            for at, found in self._crew.each("accuracy", [genomes[index] for index in left]):
+                index = left[at]
+                line = {"index": index, "genome": _list(genomes[index]), "top1": found.top1, "loss": found.loss}
+                lines.append(line | {"choice": self._space.choice(genomes[index]).to_json()})
+                self._told("measuring sub-networks", len(lines.entries), len(genomes))
+                self._stop.check()
+        entries = sorted(lines.entries, key=lambda line: line["index"])
+        with self._watch.phase("plan"):
+            costs = self.plans([np.array(line["genome"]) for line in entries])
+        return [
+            Pair(tuple(line["genome"]), line["top1"], line["loss"], cost)
+            for line, cost in zip(entries, costs, strict=True)
+        ]
+
+    def predictor(self, pairs: Sequence[Pair]) -> tuple[Predictor, np.ndarray, float]:
+        """Fit the predictor; also what it says of each pair when it has not seen it, and Kendall's tau of that."""
+        genomes, top1 = np.array([pair.genome for pair in pairs]), np.array([pair.top1 for pair in pairs])
+        cards, seed = self._space.cardinalities, self._spec.seed
+        with self._watch.phase("predict"):
+            unseen = cross_validated(genomes, top1, cards, seed=seed)
+            return Predictor.fit(genomes, top1, cards, seed=seed), unseen, kendall_tau(top1, unseen)
+
+    def evolve(self, predictor: Predictor, pairs: Sequence[Pair]) -> Front:
+        """Evolve under the planned memory, from the pairs that fit and the default networks."""
+        spec, path = self._spec, self._folder / EVOLUTION
+        state = json.loads(path.read_text()) if path.exists() else None
+
+        def predict(genomes: np.ndarray) -> np.ndarray:
+            with self._watch.phase("predict"):
+                return predictor.predict(genomes)
+
+        def plan(genomes: np.ndarray) -> list[Planned | None]:
+            self._stop.check()
+            with self._watch.phase("plan"):
+                costs = self.plans(list(genomes))
+            return [Planned(cost.memory_bytes, cost.multiply_adds, None) for cost in costs]
+
+        def keep(state: Mapping[str, Any]) -> None:
+            write_bytes(path, json.dumps(state).encode())
+            self._told("evolving", int(state["generation"]), spec.generations)
+            self._stop.check()
+
+        fitting = sorted((p for p in pairs if p.cost.memory_bytes <= spec.budget_bytes), key=lambda p: -p.top1)
+        bounds = {} if spec.max_multiply_adds is None else {"multiply_adds": spec.max_multiply_adds}
+        rng = np.random.default_rng((spec.seed, 5))
+        first = [pair.genome for pair in fitting[: spec.population // 2]]
+        first += [_key(self._space.sample(rng)) for _ in range(spec.population // 4)]
+        with self._watch.phase("evolve"):
+            return evolve(
+                self._space.cardinalities,
+                self._space.canonical,
+                predict,
+                plan,
+                spec.budget_bytes,
+                options=EvolveOptions(population=spec.population, generations=spec.generations),
+                bounds=bounds,
+                seed=spec.seed,
+                sample=self._space.sample,
+                start=list(dict.fromkeys([_key(self._space.smallest()), *first])),
+                on_generation=keep,
+                resume=state,
+            )
+
+    def default(self) -> tuple[Genes, Cost] | None:
+        """TinyTL-L+B of the full network at the highest resolution that fits; None where none does."""
+        genomes = [self._space.default(index) for index in range(len(self._space.resolutions))]
+        fitting = [
+            (genome, cost)
+            for genome, cost in zip(genomes, self.plans(genomes), strict=True)
+            if cost.memory_bytes <= self._spec.budget_bytes and self._within(cost)
+        ]
+        return fitting[-1] if fitting else None
+
+    def finalists(self, front: Front, predictor: Predictor) -> list[Finalist]:
+        """Measure the best again, the default network of that size among them; best first."""
+        spec, lines = self._spec, Lines(self._folder / FINALISTS)
+        fitting = [c for c in front.planned if self._fits(c)]
+        best = sorted(fitting, key=lambda c: (-c.accuracy, c.planned.memory_bytes))[: spec.finalists]
+        with self._watch.phase("plan"):
+            default = self.default()
+        keys = [candidate.genome for candidate in best]
+        given = None if default is None else _key(default[0])
+        keys += [given] if given is not None and given not in keys else []
+        done = {tuple(line["genome"]) for line in lines.entries}
+        left = [np.array(key) for key in keys if key not in done]
+        self._told("measuring finalists", len(done), len(keys))
+        with self._watch.phase("measure"):
+            shared = self._crew.all("accuracy", left)
+            trials = self._crew.each("trial", left) if spec.finalist_epochs else ((at, None) for at in range(len(left)))
+            for at, trial in trials:
+                lines.append(
+                    {
+                        "genome": _list(left[at]),
+                        "shared_top1": shared[at].top1,
+                        "trained_top1": None if trial is None else trial.top1,
+                        "trained_loss": None if trial is None else trial.loss,
+                        "step_seconds": None if trial is None else trial.step_seconds,
+                    }
+                )
+                self._told("measuring finalists", len(lines.entries), len(keys))
+                self._stop.check()
+        with self._watch.phase("plan"):
+            costs = self.plans([np.array(line["genome"]) for line in lines.entries])
+        predicted = predictor.predict(np.array([line["genome"] for line in lines.entries]))
+        found = [
+            Finalist(
+                tuple(line["genome"]),
+                cost,
+                float(guess),
+                line["shared_top1"],
+                line["trained_top1"],
+                line["trained_loss"],
+                line["step_seconds"],
+                tuple(line["genome"]) == given,
+            )
+            for line, cost, guess in zip(lines.entries, costs, predicted, strict=True)
+        ]
+        return sorted(found, key=lambda finalist: finalist.rank)
+
+    def _fits(self, candidate: Candidate) -> bool:
+        planned, most = candidate.planned, self._spec.max_multiply_adds
+        return planned.memory_bytes <= self._spec.budget_bytes and (
+            most is None or (planned.multiply_adds is not None and planned.multiply_adds <= most)
+        )
+
+    def _within(self, cost: Cost) -> bool:
+        most = self._spec.max_multiply_adds
+        return most is None or cost.multiply_adds <= most
+
+    def _random(self) -> list[Genes]:
+        """The sub-networks to measure: the default ones, and random ones, all different; the same at every call."""
+        space, rng = self._space, np.random.default_rng((self._spec.seed, 3))
+        found = {_key(space.default(index)): None for index in range(len(space.resolutions))}
+        for _ in range(100 * self._spec.pairs):  # a small space may not hold so many
+            if len(found) >= self._spec.pairs:
+                break
+            found[_key(space.sample(rng))] = None
+        return [np.array(key) for key in list(found)[: self._spec.pairs]]
+
+
+def _key(genome: Genes) -> tuple[int, ...]:
+    return tuple(int(gene) for gene in genome)
+
+
+def _list(genome: Genes) -> list[int]:
+    return [int(gene) for gene in genome]
