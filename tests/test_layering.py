@@ -36,7 +36,8 @@ LAYERS = (
     ("compiler",),  # from a run, or from what a run is asked for, to a program
     ("_device_bench", "_device_run", "_run_page"),
     ("run",),
-    ("search",),
+    ("supernet",),
+    ("search",),  # chooses what a run then trains
     ("doctor",),
     ("cli",),
     ("__main__",),

@@ -62,7 +62,7 @@ def test_composition() -> None:
 def test_names_tell_the_last_blocks() -> None:
     assert method("tinytl-l+b", last_blocks=2).name == "tinytl-l+b+last-blocks(2)"
     assert method("ft-last", last_blocks=2).name == "last-blocks(2)"
-    assert (LiteResidual() + Norm() + LastBlocks(1)).name == "lite-residual+norm+last-blocks(1)"
+    assert (LiteResidual() + Norm() + LastBlocks(1)).name == "norm+lite-residual+last-blocks(1)"
     assert (TINYTL_B + LastBlocks(0)).name == "tinytl-b"
 
 
@@ -87,7 +87,7 @@ def test_bad_values_are_refused(make: Any) -> None:
         make()
 
 
-@pytest.mark.parametrize(("name", "near"), [("tinytl-lb", "tinytl-l"), ("ft_last", "ft-last"), ("full", "ft-full")])
+@pytest.mark.parametrize(("name", "near"), [("tinytl-lb", "tinytl-l"), ("ft_last", "ft-last"), ("ful", "full")])
 def test_an_unknown_name_gives_a_near_miss_and_all_names(name: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=f"did you mean '{near}") as caught:
         method(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,13 @@ from tinytl.backbones import resnet as _resnet
 from tinytl.backbones._base import Preprocessing
 from tinytl.backbones._complexity import Complexity, complexity
 from tinytl.backbones._layouts import Layout
+from tinytl.backbones.architecture import blocks_of, check_kept, drop_blocks_, kept_text, parse_kept, split_name
 from tinytl.backbones.mcu_weights import read_mcu_state
+from tinytl.backbones.ofa_layouts import read_sub_network
+from tinytl.backbones.ofa_networks import sub_network
+from tinytl.backbones.once_for_all import SPACES, OfaSpace, architecture_text, largest, parse_architecture
 from tinytl.backbones.weights import WeightsSource, read_state
-from tinytl.errors import UnknownNameError
+from tinytl.errors import InputError, UnknownNameError
 from tinytl.nn.layers import Norm
 
 PREFIX = "timm:"
@@ -45,6 +50,9 @@ class BackboneEntry:
         read: a weights file -> its state dict.
         norms: the norms that it can be built with.
         weights_norms: the norms that published weights exist for.
+        any_classes: whether its weights may be for any number of classes, and not only for 1000.
+        whole: the network whose blocks are dropped here, if it is one of those; ``layouts`` and ``read`` are its own.
+        kept: numbers in ``whole`` of the blocks that are kept.
     """
 
     summary: str
@@ -56,6 +64,9 @@ class BackboneEntry:
     read: Callable[[Path], Mapping[str, Tensor]] = read_state
     norms: tuple[Norm, ...] = ("bn", "gn")
     weights_norms: tuple[Norm, ...] = ("bn",)
+    any_classes: bool = False
+    whole: BackboneEntry | None = None
+    kept: tuple[int, ...] = ()
 
     @property
     def weights_from(self) -> str:
@@ -107,6 +118,21 @@ def _mcu_network(name: str, build: Callable[..., nn.Module], summary: str) -> Ba
     )
 
 
+def _once_for_all(space: OfaSpace, text: str | None = None) -> BackboneEntry:
+    architecture = largest(space) if text is None else parse_architecture(space, text)
+    published = not space.name.startswith("ofa_tiny_")
+    kind = {"proxyless": "ProxylessNAS", "mbv3": "MobileNetV3"}[space.family]
+    which = f"the largest of a once-for-all space of {kind}'s kind; NAME@ARCHITECTURE is any" if text is None else text
+    return BackboneEntry(
+        which,
+        functools.partial(sub_network, space, architecture),
+        space.preprocessing,
+        "MIT" if published else "your own",
+        read=functools.partial(read_sub_network, space=space, architecture=architecture),
+        any_classes=True,
+    )
+
+
 def _torchvision(file: str, digits: str) -> WeightsSource:
     return WeightsSource((f"https://download.pytorch.org/models/{file}",), file, sha256_prefix=digits)
 
@@ -147,15 +173,61 @@ BACKBONES: dict[str, BackboneEntry] = {
     "proxyless_w03": _mcu_network("proxyless_w03", _mcu.proxyless_w03, "ProxylessNAS at width 0.3"),
     "mcunet_5fps": _mcu_network("mcunet_5fps", _mcu.mcunet_5fps, "MCUNet of 5 images a second"),
     "mbv2_w035": _mcu_network("mbv2_w035", _mcu.mbv2_w035, "MobileNetV2 at width 0.35 without its head"),
+    **{name: _once_for_all(space) for name, space in SPACES.items()},
 }
 
 
 def find(name: str) -> BackboneEntry:
-    """The backbone of that name: a key of ``BACKBONES``, ``mobilenet_v2_NNN``, or ``timm:NAME``.
+    """The backbone of that name: a key of ``BACKBONES``, ``mobilenet_v2_NNN``, or ``timm:NAME``; or one of these with
+    ``@BLOCKS``, of which only these blocks are kept, or a once-for-all space with ``@ARCHITECTURE``.
 
     Raises:
         UnknownNameError: no such backbone.
+        InputError: no such architecture of it.
     """
+    base, text = split_name(name)
+    if text is None:
+        return _find_whole(name)
+    if "@" in base:
+        raise InputError(f"backbone {name!r}: more than one '@': name one architecture, as in 'mcunet_5fps@0-5.7-13'")
+    whole = _find_whole(base)
+    if base in SPACES:
+        return _once_for_all(SPACES[base], text)
+    kept, resolution = parse_kept(text), whole.preprocessing.resolution
+    with torch.device("meta"):
+        check_kept(kept, *blocks_of(whole.build(), base, resolution), name)
+
+    def build(**options: Any) -> nn.Module:
+        return drop_blocks_(whole.build(**options), kept, name, resolution)
+
+    summary = f"{base} with the blocks {kept_text(kept)} alone"
+    return replace(whole, summary=summary, build=build, any_classes=True, whole=whole, kept=kept)
+
+
+def canonical_name(name: str) -> str:
+    """The one spelling of a backbone's name: equal architectures have equal names.
+
+    >>> canonical_name("mcunet_5fps@5.0-4.7-13"), canonical_name("mcunet_5fps@0-13")
+    ('mcunet_5fps@0-5.7-13', 'mcunet_5fps')
+
+    Raises:
+        UnknownNameError, InputError: as ``find``.
+    """
+    base, text = split_name(name)
+    if text is None:
+        return name
+    entry = find(name)
+    if base in SPACES:
+        space = SPACES[base]
+        architecture = parse_architecture(space, text)
+        return base if architecture == largest(space) else f"{base}@{architecture_text(space, architecture)}"
+    assert entry.whole is not None
+    with torch.device("meta"):
+        count = blocks_of(entry.whole.build(), base, entry.preprocessing.resolution)[0]
+    return base if len(entry.kept) == count else f"{base}@{kept_text(entry.kept)}"
+
+
+def _find_whole(name: str) -> BackboneEntry:
     if name in BACKBONES:
         return BACKBONES[name]
     if name.startswith(PREFIX):

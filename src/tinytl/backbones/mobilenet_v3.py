@@ -91,6 +91,7 @@ class MobileNetV3(nn.Module):
         num_classes: of the classifier.
         norm: 'bn', or 'gn' (with weight standardization).
         eps: of every normalization.
+        hidden_bias: whether the hidden layer has a bias, which MobileNetV3's own has.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class MobileNetV3(nn.Module):
         num_classes: int = 1000,
         norm: Norm = "bn",
         eps: float = NORM_EPS,
+        hidden_bias: bool = True,
     ) -> None:
         super().__init__()
         stem, last = blocks[0].in_channels, blocks[-1].out_channels
@@ -110,7 +112,8 @@ class MobileNetV3(nn.Module):
             layers[f"block{index}"] = _block(spec, norm, eps)
         layers["head"] = conv_norm_act(last, head_channels, norm=norm, act=nn.Hardswish, eps=eps)
         self.features = nn.Sequential(layers)
-        self.hidden = nn.Sequential(OrderedDict(linear=nn.Linear(head_channels, hidden_channels), act=nn.Hardswish()))
+        hidden = nn.Linear(head_channels, hidden_channels, bias=hidden_bias)
+        self.hidden = nn.Sequential(OrderedDict(linear=hidden, act=nn.Hardswish()))
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(hidden_channels, num_classes)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from tinytl.backbones._base import Backbone, Preprocessing
 from tinytl.backbones._registry import PREFIX
+from tinytl.backbones.architecture import dropped_paths, holds_any, parse_kept, remove_, split_name
 from tinytl.backbones.weights import load_strict_, need_file, read_state
 from tinytl.errors import InputError, UnknownNameError, WeightsError
 
@@ -32,19 +33,21 @@ def load_timm(
     """Load a network of timm in evaluation mode.
 
     Args:
-        name: ``timm:`` and a name of timm's, with or without a tag for the weights.
+        name: ``timm:`` and a name of timm's, with or without a tag for the weights; with ``@BLOCKS`` only these of its
+            blocks are kept, by their number among those that are found in it.
         pretrained: with weights, which timm downloads; else they are random.
         norm: 'bn': the network comes with the norms that it has.
-        weights: a file with them in timm's own layout, instead of a download.
+        weights: a file with them in timm's own layout, instead of a download; of the full network, or of the kept part.
         lite: not True: lite residual modules are inserted by `adapt_`, which finds the blocks.
         num_classes: put a fresh classifier in place of the loaded one.
 
     Raises:
-        InputError: timm is not installed; a combination that cannot be.
+        InputError: timm is not installed; a combination that cannot be; no such blocks, or none that can be told.
         UnknownNameError: no such network in timm.
         WeightsError: no weights to be had (no network, none published), or they do not fit.
     """
-    timm, model_name = _timm(name), _known(name)
+    base, blocks = split_name(name)
+    timm, model_name = _timm(base), _known(base)
     if norm != "bn":
         raise InputError(f"{name}: a network of timm comes with its own norms: leave norm at 'bn'")
     if lite:
@@ -56,15 +59,30 @@ def load_timm(
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if weights is not None:
         model = timm.create_model(model_name, pretrained=False)
+        dropped = _dropped(model, name, blocks)
         path = need_file(weights)
-        load_strict_(model, read_state(path), None, origin=repr(str(path)))
+        state = read_state(path)
+        if not holds_any(state, {key: key for key in model.state_dict()}, dropped):
+            remove_(model, dropped)  # the file is the sub-network's own
+        load_strict_(model, state, None, origin=repr(str(path)))
         if num_classes is not None:
             model.reset_classifier(num_classes)
     elif pretrained:
-        model = _fetched(timm, name, model_name, classes)
+        model = _fetched(timm, base, model_name, classes)
+        dropped = _dropped(model, name, blocks)
     else:
         model = timm.create_model(model_name, pretrained=False, **classes)
-    return Backbone(name, model.eval(), timm_preprocessing(name), "bn", pretrained, ())
+        dropped = _dropped(model, name, blocks)
+    remove_(model, dropped)
+    return Backbone(name, model.eval(), timm_preprocessing(base), "bn", pretrained, ())
+
+
+def _dropped(model: nn.Module, name: str, blocks: str | None) -> list[str]:
+    """Paths of the blocks that are not among those that the name keeps."""
+    if blocks is None:
+        return []
+    side = timm_preprocessing(split_name(name)[0]).resolution
+    return dropped_paths(model, parse_kept(blocks), name, side)
 
 
 def timm_preprocessing(name: str) -> Preprocessing:

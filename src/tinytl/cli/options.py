@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any
 
@@ -28,27 +28,38 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_options(*OPTIONS)(command)
 
 
-def with_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options of a run.
+def with_options(
+    *names: str, groups: Mapping[str, Sequence[Option]] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options of a run, or all those of ``groups``, by the heading that they stand under.
 
     It is called with ``given``, the values of those that were typed, by name, and with its own parameters by name. A
     value is read here and not by the parser of the command line, so that a bad one is refused in the same words
     wherever it stands.
     """
 
+    shown = _of_a_run() if groups is None else groups
+    known = {entry.name: entry for entries in shown.values() for entry in entries}
+    wanted = names if groups is None else tuple(known)
+
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "given"]
 
         def run(ctx: typer.Context, **values: Any) -> None:
             typed = {name for name in values if _was_typed(ctx, name)}
-            given = {name: parse(OPTIONS[name], values[name]) for name in names if name in typed}
+            given = {name: parse(known[name], values[name]) for name in wanted if name in typed}
             command(given=given, **{p.name: values[p.name] for p in own})
 
         context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        made = [p for p in _parameters() if p.name in names]
+        made = [
+            _parameter(entry, heading)
+            for heading, entries in shown.items()
+            for entry in entries
+            if entry.name in wanted
+        ]
         # an argument of the command's own is what stands first on the line
-        first = [p for p in keywords if not made or OPTIONS[made[0].name].default is not MISSING]
+        first = [p for p in keywords if not made or known[made[0].name].default is not MISSING]
         parameters = [context, *first, *made, *(p for p in keywords if p not in first)]
         run.__doc__ = command.__doc__
         # both: releases of typer read the one or the other
@@ -64,11 +75,9 @@ def _was_typed(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _parameters() -> list[inspect.Parameter]:
-    return [
-        *(_parameter(entry, heading) for kind, heading in HEADINGS.items() for entry in GROUPS[kind]),
-        _parameter(OUT, HEADINGS[RunOptions]),
-    ]
+def _of_a_run() -> dict[str, Sequence[Option]]:
+    shown: dict[str, Sequence[Option]] = {heading: GROUPS[kind] for kind, heading in HEADINGS.items()}
+    return shown | {HEADINGS[RunOptions]: (*GROUPS[RunOptions], OUT)}
 
 
 def _parameter(entry: Option, heading: str) -> inspect.Parameter:

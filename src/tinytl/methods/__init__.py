@@ -12,15 +12,10 @@ from .method import (
     TINYTL_B,
     TINYTL_L,
     TINYTL_LB,
-    Bias,
-    Full,
-    LastBlocks,
-    LiteResidual,
     Method,
-    Norm,
-    Part,
     method,
 )
+from .parts import Bias, BlockBias, Full, LastBlocks, LiteModules, LiteResidual, Norm, Part
 
 __all__ = [
     "DESCRIPTIONS",
@@ -33,8 +28,10 @@ __all__ = [
     "TINYTL_LB",
     "Adaptation",
     "Bias",
+    "BlockBias",
     "Full",
     "LastBlocks",
+    "LiteModules",
     "LiteResidual",
     "Method",
     "Norm",

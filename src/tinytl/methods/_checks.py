@@ -13,7 +13,9 @@ from tinytl.graph.frame import Trace, label
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d, StaysInEvaluation
 from tinytl.nn.lean import ImageDropout, LeanForward, LeanLiteBlock, LeanModule, LeanResidual, LeanSequential
 
-from .method import LastBlocks, LiteResidual, Method
+from ._text import spell
+from .method import Method
+from .parts import BlockBias, LastBlocks, LiteModules, LiteResidual
 
 Shapes = list[tuple[int, int, int]]
 
@@ -73,7 +75,7 @@ def choose_blocks(model: nn.Module, blocks: Sequence[str] | None, method: Method
     own = getattr(model, "block_paths", None)
     paths = list(blocks) if blocks is not None else list(own) if own is not None else find_blocks(model, trace)
     last: LastBlocks | None = method.part(LastBlocks)
-    if not paths and (method.part(LiteResidual) is not None or (last is not None and last.count)):
+    if not paths and any(method.part(kind) is not None for kind in _NEED_BLOCKS):
         raise InputError(
             f"method {method.name!r} needs to know the network's blocks, and none were found: give their paths in "
             "forward order with blocks=[...]"
@@ -83,11 +85,28 @@ def choose_blocks(model: nn.Module, blocks: Sequence[str] | None, method: Method
             raise UnknownNameError("block", path, [name for name in trace.modules if name])
     if last is not None and last.count > len(paths):
         raise InputError(f"last blocks {last.count}: the network has {len(paths)}")
+    for part in (method.part(BlockBias), method.part(LiteModules)):
+        if part is not None and part.last_position >= len(paths):
+            raise InputError(
+                f"method part {spell(part)!r} names block {part.last_position}: the network has {len(paths)} blocks, "
+                f"0 to {len(paths) - 1}"
+            )
     return paths
 
 
+def blocks_of_lite(method: Method, paths: Sequence[str]) -> list[str]:
+    """The blocks that the geometry of the method's lite modules looks at: all but the first, or up to the last named.
+
+    Empty for a method without lite modules.
+    """
+    some: LiteModules | None = method.part(LiteModules)
+    if some is not None:
+        return list(paths[1 : some.last_position + 1])
+    return list(paths[1:]) if method.part(LiteResidual) is not None else []
+
+
 def lite_shapes(model: nn.Module, paths: Sequence[str], trace: Trace) -> Shapes | None:
-    """(in channels, out channels, stride) of the blocks that get a lite module, as measured on images.
+    """(in channels, out channels, stride) of the blocks of `blocks_of_lite`, as measured on images.
 
     None for a network that says what its blocks are (`block_paths`): there they are read off the layers.
 
@@ -119,5 +138,6 @@ def has_module(model: nn.Module, path: str) -> bool:
     return True
 
 
+_NEED_BLOCKS = (LiteResidual, LiteModules, BlockBias, LastBlocks)
 _ADAPTED = (LeanModule, LeanSequential, LeanResidual, LeanLiteBlock, ImageDropout, FrozenStatsBatchNorm2d)
 _ATTACHED = (LeanForward, StaysInEvaluation)

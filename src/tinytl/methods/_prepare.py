@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d, StaysInEvaluation
+from tinytl.nn.layers import Norm as Norms
 from tinytl.nn.lite_residual import LiteBlock, insert_lite_blocks_
 
-from .method import Bias, Full, LastBlocks, LiteResidual, Method, Norm
+from ._checks import blocks_of_lite
+from .method import Method
+from .parts import Bias, BlockBias, Full, LastBlocks, LiteModules, LiteResidual, Norm
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Plan:
         method: what trains.
         blocks: paths of the blocks in forward order.
         classifier: path of the classifier.
-        shapes: (in channels, out channels, stride) of the blocks but the first; None: read off their layers.
+        shapes: (in channels, out channels, stride) of the blocks of `blocks_of_lite`; None: read off their layers.
         order: names of the parameters (and buffers) in the order in which the network uses them.
         seed: of the lite modules' random weights.
     """
@@ -38,25 +41,48 @@ class Plan:
 
 def prepare_(model: nn.Module, plan: Plan) -> list[str]:
     """Insert lite residual modules, freeze statistics, say what trains; the paths of what was inserted."""
-    existing = {name for name, module in model.named_modules() if type(module) is LiteBlock}
     inserted: list[str] = []
-    lite: LiteResidual | None = plan.method.part(LiteResidual)
-    new = [(at, path) for at, path in enumerate(plan.blocks[1:]) if path not in existing]
-    if lite is not None and new:
-        norm = "gn" if any(type(m) is nn.GroupNorm for m in model.modules()) else "bn"
+    every: LiteResidual | None = plan.method.part(LiteResidual)
+    some: LiteModules | None = plan.method.part(LiteModules)
+    if every is not None or some is not None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(plan.seed)  # torch.manual_seed would set the CUDA generators as well
-            inserted = insert_lite_blocks_(
-                model,
-                [path for _, path in new],
-                norm=norm,
-                groups=lite.groups,
-                kernel_size=lite.kernel_size,
-                shapes=None if plan.shapes is None else [plan.shapes[at] for at, _ in new],
-            )
+            inserted = _insert_everywhere_(model, plan, every) if every is not None else _insert_some_(model, plan)
     _freeze_statistics_(model)
     _set_trained_(model, plan)
     return inserted
+
+
+def _insert_everywhere_(model: nn.Module, plan: Plan, lite: LiteResidual) -> list[str]:
+    """A lite module beside every block but the first, and but those that have one."""
+    existing = {name for name, module in model.named_modules() if type(module) is LiteBlock}
+    new = [(at, path) for at, path in enumerate(plan.blocks[1:]) if path not in existing]
+    if not new:
+        return []
+    return insert_lite_blocks_(
+        model,
+        [path for _, path in new],
+        norm=_norm_of(model),
+        groups=lite.groups,
+        kernel_size=lite.kernel_size,
+        shapes=None if plan.shapes is None else [plan.shapes[at] for at, _ in new],
+    )
+
+
+def _insert_some_(model: nn.Module, plan: Plan) -> list[str]:
+    """The lite modules that the method names."""
+    modules = {plan.blocks[at]: (kernel, groups, width) for at, kernel, groups, width in _modules(plan)}
+    paths = blocks_of_lite(plan.method, plan.blocks)
+    return insert_lite_blocks_(model, paths, norm=_norm_of(model), shapes=plan.shapes, modules=modules)
+
+
+def _modules(plan: Plan) -> Sequence[tuple[int, int, int, int]]:
+    some: LiteModules | None = plan.method.part(LiteModules)
+    return some.modules if some is not None else ()
+
+
+def _norm_of(model: nn.Module) -> Norms:
+    return "gn" if any(type(m) is nn.GroupNorm for m in model.modules()) else "bn"
 
 
 def _freeze_statistics_(model: nn.Module) -> None:
@@ -85,23 +111,65 @@ def _set_trained_(model: nn.Module, plan: Plan) -> None:
         parameter.requires_grad_(full)
     for parameter in model.get_submodule(plan.classifier).parameters():
         parameter.requires_grad_()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            norm = method.part(Norm) is not None and isinstance(module, _NORMS)
-            bias = method.part(Bias) is not None and name == "bias"
-            if norm or bias:
-                parameter.requires_grad_()
-    lite = [module for module in model.modules() if type(module) is LiteBlock]
-    if method.part(LiteResidual) is not None:
-        for both in lite:
-            both.lite.requires_grad_()
+    if method.part(Norm) is not None:
+        for module in model.modules():
+            if isinstance(module, _NORMS):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_()
+    trains_bias = _trains_bias(plan)
+    for path, module in model.named_modules():
+        bias = module._parameters.get("bias")
+        if bias is not None and trains_bias(f"{path}.bias" if path else "bias"):
+            bias.requires_grad_()
+    lite = {path: module for path, module in model.named_modules() if type(module) is LiteBlock}
+    named = {plan.blocks[at] for at, *_ in _modules(plan)}
+    trained = [path for path in lite if method.part(LiteResidual) is not None or path in named]
+    for path in trained:
+        lite[path].lite.requires_grad_()
     last: LastBlocks | None = method.part(LastBlocks)
-    if last is not None and last.count:
+    if last is not None:
         _train_last_(model, plan, plan.blocks[-last.count :])
-    if method.part(LiteResidual) is not None and method.part(Bias) is not None and not full:
-        for both in lite:
+    for path in trained:
+        if not full and trains_bias(f"{path}.bias"):
             # The main branch's bias does its work (PAPER.md, "Lite residual module").
-            both.lite.get_submodule("norm2").bias.requires_grad_(False)  # pyright: ignore
+            lite[path].lite.get_submodule("norm2").bias.requires_grad_(False)  # pyright: ignore
+
+
+def _trains_bias(plan: Plan) -> Callable[[str], bool]:
+    """Whether the bias of that name trains, by the method's parts for biases alone."""
+    if plan.method.part(Bias) is not None:
+        return lambda name: True
+    some: BlockBias | None = plan.method.part(BlockBias)
+    if some is None:
+        return lambda name: False
+    positions = _positions(plan)
+    return lambda name: _position(name, plan.blocks, positions) in some.blocks
+
+
+def _positions(plan: Plan) -> dict[str, int]:
+    """Name of a parameter that the network uses -> position of the block that it belongs to, or stands behind.
+
+    What stands before the first block belongs to it.
+    """
+    found: dict[str, int] = {}
+    current = 0
+    for name in plan.order:
+        within = _block_of(name, plan.blocks)
+        current = current if within is None else max(current, within)
+        found[name] = current
+    return found
+
+
+def _position(name: str, blocks: Sequence[str], positions: Mapping[str, int]) -> int | None:
+    """The position of a parameter, of an inserted module's too; None for one that the network does not use."""
+    within = _block_of(name, blocks)
+    return positions.get(name) if within is None else within
+
+
+def _block_of(name: str, blocks: Sequence[str]) -> int | None:
+    """The position of the block that the parameter of that name is in; the innermost where one holds another."""
+    found = [at for at, path in enumerate(blocks) if name.startswith(f"{path}.")]
+    return max(found, key=lambda at: len(blocks[at]), default=None)
 
 
 def _train_last_(model: nn.Module, plan: Plan, blocks: Sequence[str]) -> None:

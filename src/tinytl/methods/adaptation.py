@@ -10,12 +10,13 @@ from torch import nn
 from tinytl.graph.capture import Captured, capture, run_traced
 from tinytl.nn.kept import kept, meta_copy
 
-from ._checks import check_ready, choose_blocks, choose_classifier, lite_shapes
+from ._checks import blocks_of_lite, check_ready, choose_blocks, choose_classifier, lite_shapes
 from ._lowering import Lowering, is_leaf
 from ._prepare import Plan, prepare_
 from ._traced import TracedModules
 from .identity import base_hash
-from .method import LiteResidual, Method, Part
+from .method import Method
+from .parts import Part
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _plan(
     trace = run_traced(ghost, resolution, is_leaf)
     head = choose_classifier(model, classifier, trace)
     paths = choose_blocks(model, blocks, method, trace)
-    shapes = lite_shapes(model, paths[1:], trace) if method.part(LiteResidual) is not None else None
+    shapes = lite_shapes(model, blocks_of_lite(method, paths), trace)
     return Plan(method, paths, head, shapes, list(trace.parameters), seed)
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,6 +45,7 @@ def lite_residual(
     stride: int,
     kernel_size: int = 5,
     groups: int = 2,
+    width: int = 100,
     pool: int | None = 2,
     norm: Norm = "bn",
     act: Callable[[], nn.Module] = nn.ReLU,
@@ -58,6 +60,7 @@ def lite_residual(
         stride: the block's stride, carried by the group convolution.
         kernel_size: of the group convolution, odd.
         groups: of the group convolution; more where the block is wide (see ``lite_width``).
+        width: of the middle, in percent of the paper's (see ``lite_middle``).
         pool: side of the average pooling; None pools globally.
         norm: 'bn', or 'gn' with weight standardization of both convolutions.
         act: makes the activation.
@@ -65,7 +68,7 @@ def lite_residual(
     Raises:
         InputError: channels that do not fit the groups or the group norm.
     """
-    middle, groups = lite_width(in_ch, groups)
+    middle, groups = lite_middle(in_ch, groups, width)
     if in_ch % groups or middle % groups:
         raise InputError(f"lite residual: {groups} groups do not divide {in_ch} -> {middle} channels")
     conv_type = StandardizedConv2d if norm == "gn" else nn.Conv2d
@@ -101,6 +104,22 @@ def lite_width(in_ch: int, groups: int = 2) -> tuple[int, int]:
     while in_ch > _WIDEST // 2 * groups and in_ch % (2 * groups) == 0 == middle % (2 * groups):
         groups *= 2
     return middle, groups
+
+
+def lite_middle(in_ch: int, groups: int = 2, width_percent: int = 100) -> tuple[int, int]:
+    """(width of the middle, groups) of a module at that share of the width of ``lite_width``.
+
+    The share is rounded to the nearest multiple of 8 (half a step up) that the groups divide, one step at least and
+    the full width at most; 100 percent is the full width itself.
+
+    >>> lite_middle(96, 2, 100), lite_middle(96, 2, 50), lite_middle(16, 4, 25), lite_middle(2048, 2, 10)
+    ((96, 2), (48, 2), (8, 4), (32, 16))
+    """
+    full, groups = lite_width(in_ch, groups)
+    step = math.lcm(8, groups)
+    if width_percent >= 100 or full <= step:
+        return full, groups
+    return min(full, max(step, (2 * width_percent * full + 100 * step) // (200 * step) * step)), groups
 
 
 class LiteBlock(nn.Module):
@@ -141,8 +160,8 @@ def lite_geometry(strides: Sequence[int], kernel_size: int = 5, first_resolution
     for stride in strides:
         pooled = max(1, resolution // 2)
         kernel = 1 if pooled == 1 else kernel_size
-        while kernel > pooled:
-            kernel -= 2
+        if kernel > pooled:
+            kernel -= (kernel - pooled + 1) // 2 * 2
         geometry.append((kernel, pooled == 1))
         resolution = max(1, resolution // stride)
     return geometry
@@ -185,39 +204,69 @@ def insert_lite_blocks_(
     groups: int = 2,
     kernel_size: int = 5,
     shapes: Sequence[tuple[int, int, int]] | None = None,
+    modules: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> list[str]:
-    """Put a fresh lite residual module beside each block of ``model`` named in ``paths``, in place.
+    """Put a fresh lite residual module beside blocks of ``model``, in place.
 
-    ``paths`` are in forward order (``Backbone.lite_blocks`` is). ``shapes`` are the blocks' (in channels, out
-    channels, stride); None: those of ``block_shape``. The new module takes the block's dtype, device and mode.
+    The new module takes the block's dtype, device and mode.
+
+    Args:
+        model: the network.
+        paths: of the blocks in forward order (``Backbone.lite_blocks`` is), to which ``lite_geometry`` is applied.
+        norm: 'bn', or 'gn' with weight standardization.
+        groups, kernel_size: of every module, without ``modules``.
+        shapes: the blocks' (in channels, out channels, stride); None: those of ``block_shape``.
+        modules: path -> (kernel size, groups, width in percent) of the blocks that get one; a kernel is at most what
+            the geometry has for its block. A module that is there already and has that form stays. None: all of
+            ``paths`` get one, at full width.
 
     Returns:
         The paths of the new branches, e.g. ``features.block1.lite``.
 
     Raises:
-        InputError: a block has a lite module already, or its shape cannot be read off.
+        InputError: a block has a lite module already (with ``modules``: of another form), or its shape cannot be read
+            off, or the groups do not divide its channels.
     """
     blocks = [(path, model.get_submodule(path)) for path in paths]
+    chosen = {path: (kernel_size, groups, 100) for path, _ in blocks} if modules is None else modules
     found = []
     for index, (path, block) in enumerate(blocks):
         try:
-            if isinstance(block, LiteBlock):
+            if isinstance(block, LiteBlock) and modules is None:
                 raise InputError("it has a lite residual module already")
-            found.append(block_shape(block) if shapes is None else shapes[index])
+            inner = block.block if isinstance(block, LiteBlock) else block
+            found.append(block_shape(inner) if shapes is None else shapes[index])
         except InputError as error:
             raise InputError(f"cannot insert a lite residual module at {path!r}: {error}") from error
     inserted = []
-    geometry = lite_geometry([stride for *_, stride in found], kernel_size)
-    for (path, block), (in_ch, out_ch, stride), (kernel, pools_globally) in zip(blocks, found, geometry, strict=True):
-        lite = lite_residual(
-            in_ch,
-            out_ch,
-            stride=stride,
-            kernel_size=kernel,
-            groups=groups,
-            pool=None if pools_globally else 2,
-            norm=norm,
-        )
+    strides = [stride for *_, stride in found]
+    geometry = {kernel: lite_geometry(strides, kernel) for kernel, *_ in chosen.values()}
+    for index, (path, block) in enumerate(blocks):
+        if path not in chosen:
+            continue
+        in_ch, out_ch, stride = found[index]
+        asked, groups_here, width = chosen[path]
+        kernel, pools_globally = geometry[asked][index]
+        try:
+            lite = lite_residual(
+                in_ch,
+                out_ch,
+                stride=stride,
+                kernel_size=kernel,
+                groups=groups_here,
+                width=width,
+                pool=None if pools_globally else 2,
+                norm=norm,
+            )
+        except InputError as error:
+            raise InputError(f"cannot insert a lite residual module at {path!r}: {error}") from error
+        if isinstance(block, LiteBlock):
+            if _form(block.lite) != _form(lite):
+                raise InputError(
+                    f"cannot insert a lite residual module at {path!r}: it has one already, with "
+                    f"{_form(block.lite)}; asked for is one with {_form(lite)}"
+                )
+            continue
         lite.to(next(block.parameters())).train(block.training)
         both = LiteBlock(block, lite)
         both.training = block.training
@@ -225,3 +274,9 @@ def insert_lite_blocks_(
         setattr(model.get_submodule(parent), name, both)
         inserted.append(f"{path}.lite")
     return inserted
+
+
+def _form(lite: nn.Module) -> str:
+    """What tells one lite module of a block from another, in words."""
+    conv: Any = lite.get_submodule("conv1")
+    return f"kernel {conv.kernel_size[0]}, {conv.groups} groups and {conv.out_channels} channels in the middle"
