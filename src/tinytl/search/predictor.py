@@ -146,31 +146,17 @@ class Predictor:
         )
 
 
-def cross_validated(
-    genomes: np.ndarray,
-    accuracies: np.ndarray,
-    cardinalities: Sequence[int],
-    *,
-    folds: int = 5,
-    seed: int = 0,
-    hidden: int = 400,
-    layers: int = 3,
-    extra: np.ndarray | None = None,
-) -> np.ndarray:
-    """What each of n pairs is predicted to be by a predictor that was fitted without its fold, (n,) float64.
+@dataclass(frozen=True, eq=False)
+class CrossValidated:
+    """What predictors say of pairs that they have not seen.
 
-    Arguments as of `Predictor.fit`. Raises InputError where a fold leaves too few pairs.
+    Attributes:
+        predictions: (n,) float64, each by a predictor that was fitted without its fold.
+        tau: Kendall's, of these and what was measured; 0.0 if either are all alike.
     """
-    y = np.asarray(accuracies, np.float64)
-    fold = np.random.default_rng(seed).permutation(len(y)) % folds
-    found = np.empty(len(y))
-    for out in (fold == at for at in range(min(folds, len(y)))):
-        more = (None, None) if extra is None else (np.asarray(extra)[~out], np.asarray(extra)[out])
-        fitted = Predictor.fit(
-            genomes[~out], y[~out], cardinalities, seed=seed, hidden=hidden, layers=layers, extra=more[0]
-        )
-        found[out] = fitted.predict(genomes[out], more[1])
-    return found
+
+    predictions: np.ndarray
+    tau: float
 
 
 def cross_validated_tau(
@@ -183,12 +169,24 @@ def cross_validated_tau(
     hidden: int = 400,
     layers: int = 3,
     extra: np.ndarray | None = None,
-) -> float:
-    """Kendall's tau of measured accuracies and those of `cross_validated`, over all pairs; 0.0 if all are alike."""
-    found = cross_validated(
-        genomes, accuracies, cardinalities, folds=folds, seed=seed, hidden=hidden, layers=layers, extra=extra
-    )
-    return kendall_tau(accuracies, found)
+) -> CrossValidated:
+    """Fit to all folds but one, predict that one, and so for each; other arguments as of `Predictor.fit`.
+
+    Raises:
+        InputError: too few pairs: fewer than 10 without a fold. ValueError: fewer than two folds.
+    """
+    if folds < 2:
+        raise ValueError(f"{folds} folds: expected 2 or more")
+    y = np.asarray(accuracies, np.float64)
+    fold = np.random.default_rng(seed).permutation(len(y)) % folds
+    found = np.empty(len(y))
+    for out in (fold == at for at in range(min(folds, max(len(y), 1)))):
+        more = (None, None) if extra is None else (np.asarray(extra)[~out], np.asarray(extra)[out])
+        fitted = Predictor.fit(
+            genomes[~out], y[~out], cardinalities, seed=seed, hidden=hidden, layers=layers, extra=more[0]
+        )
+        found[out] = fitted.predict(genomes[out], more[1])
+    return CrossValidated(found, kendall_tau(y, found))
 
 
 def _features(genomes: np.ndarray, cardinalities: Sequence[int], extra: np.ndarray | None) -> np.ndarray:
