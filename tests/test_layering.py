@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("_differences", "_digest", "_files"),
     ("_file_hash", "_interrupt", "_lock", "_machine", "_metrics_log", "_options", "_schedule", "_sealed", "_threads"),
-    ("_atomic", "_keeper", "_run_folder"),
+    ("_atomic", "_found", "_keeper", "_run_folder"),
     ("ops",),
     ("nn",),
     ("graph",),

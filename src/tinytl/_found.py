@@ -34,8 +34,12 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(name)
     if not (folder / WINNER).exists():
         if (folder / SEARCH).exists():
-            raise RunError(f"{name} holds an unfinished search: finish it with `tinytl search ... --out {name} --resume`")
-        raise RunError(f"{name} is a folder and no backbone: give a name (see `tinytl backbones`), or a search's folder")
+            raise RunError(
+                f"{name} holds an unfinished search: finish it with `tinytl search ... --out {name} --resume`"
+            )
+        raise RunError(
+            f"{name} is a folder and no backbone: give a name (see `tinytl backbones`), or a search's folder"
+        )
     found = read_winner(folder / WINNER)
     weights = found["weights"]
     if weights is not None and not os.path.isabs(weights):

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinytl._found import resolved
 from tinytl._options import NONE, Option, check, near, options_of
 from tinytl.errors import InputError
 from tinytl.spec import FitOptions, RunOptions, TrainSpec
@@ -62,8 +63,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def settings(values: Mapping[str, Any]) -> tuple[TrainSpec, RunOptions]:
     """Make a run's specification and options of values by name; `out` is neither's and passed over.
 
+    A `backbone` that is a search's folder gives way to the network that was found there (`tinytl._found`).
+
     Raises InputError when a value cannot be, or there are no photographs.
     """
+    values = resolved(values)
     unknown = set(values) - set(OPTIONS)
     if unknown:
         name = min(unknown)

@@ -16,7 +16,7 @@ from tinytl import __version__
 from tinytl._options import near
 from tinytl.errors import InputError, Interrupted, TinyTLError, UnknownNameError, UnsupportedLayerError
 
-from . import bench, compile, doctor, infer, inspect, listing, profile, report, supernet, table, train
+from . import bench, compile, doctor, infer, inspect, listing, profile, report, search, supernet, table, train
 
 DONE, BUG, BAD_INPUT, INTERRUPTED, TERMINATED, NO_READER = 0, 1, 2, 130, 143, 141
 PROGRAM = "tinytl"
@@ -51,6 +51,7 @@ app.command("predict")(infer.predict)
 app.command("compile")(compile.compile_command)
 app.command("inspect")(inspect.inspect_command)
 app.command("report")(report.report)
+app.command("search")(search.search)
 app.command("supernet")(supernet.supernet)
 app.command("profile")(profile.profile)
 app.command("table")(table.table)

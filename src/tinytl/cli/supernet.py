@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tinytl._options import Option, options_of
-from tinytl.supernet.spec import DEFAULT_OUT, SupernetSpec
 from tinytl.spec import RunOptions
+from tinytl.supernet.spec import DEFAULT_OUT, SupernetSpec
 
 from .options import with_options
 from .output import AsJson, Quiet, print_json, print_line, print_note

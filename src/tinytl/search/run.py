@@ -141,6 +141,7 @@ def search(
             work = Work(target, space, conditions, out / SHARED, options.threads)
             with Crew(work, options.processes) as crew:
                 found = _choose(spec, out, options, callbacks, stop, settings, work, crew)
+    found.profile.stop()
     run = _train(spec, out, options, callbacks, found.choice, found.weights) if spec.epochs else None
     return SearchResult(out, space, run=run, **{f.name: getattr(found, f.name) for f in dataclasses.fields(_Found)
                                                 if f.name != "weights"})  # fmt: skip

@@ -72,12 +72,14 @@ class Space:
 
     Attributes:
         architecture: of the main network.
+        first: (in channels, out channels, stride) of the first block, which gets no lite module.
         sites: of the slots 1, 2, ...: what a lite module there looks like.
         resolutions: pixels a side, ascending.
         groups, widths: of lite modules.
     """
 
     architecture: Architecture
+    first: tuple[int, int, int]
     sites: tuple[Site, ...]
     resolutions: tuple[int, ...]
     groups: tuple[int, ...] = GROUPS
@@ -219,9 +221,9 @@ def make_space(base: str, resolutions: Sequence[int] | None = None) -> Space:
         Site(*shape, _kernels(largest), pools) for shape, (largest, pools) in zip(shapes[1:], geometry, strict=True)
     )
     if base in SPACES:
-        return Space(OnceForAll(SPACES[base]), sites, chosen)
+        return Space(OnceForAll(SPACES[base]), shapes[0], sites, chosen)
     may_go = tuple(block for block in droppable(model) if block)  # the first has no lite module beside it
-    return Space(KeptBlocks(base, len(blocks), may_go), sites, chosen)
+    return Space(KeptBlocks(base, len(blocks), may_go), shapes[0], sites, chosen)
 
 
 def _kernels(largest: int) -> tuple[int, ...]:

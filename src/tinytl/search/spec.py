@@ -21,7 +21,9 @@ class SearchSpec:
     space: str = option("efficientnet_lite0", "A backbone, or a once-for-all super-network; see `tinytl backbones`.")
     memory_budget: int | str = option("64MB", "Most live bytes of a training step, as planned.")
     resolutions: str | None = option(None, "Pixels a side to choose from, such as 128,160,192.")
-    max_multiply_adds: float | None = option(None, "Most multiply-adds of one image's forward pass, such as 5e7.", above=0)
+    max_multiply_adds: float | None = option(
+        None, "Most multiply-adds of one image's forward pass, such as 5e7.", above=0
+    )
     max_step_seconds: float | None = option(None, "Most seconds of a training step, measured here.", above=0)
     weights: str | None = option(None, "Weights file of the backbone or super-network.")
     pretrained: bool = option(True, "Start from pretrained weights.")

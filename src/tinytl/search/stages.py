@@ -20,9 +20,8 @@ from .evolve import Front, evolve
 from .generations import EvolveOptions
 from .lines import Lines
 from .planned import Cost
-from .predictor import Predictor, cross_validated
+from .predictor import Predictor, cross_validated_tau
 from .profile import Stopwatch
-from .ranking import kendall_tau
 from .space import Space
 from .spec import SearchSpec
 from .workers import Crew
@@ -149,8 +148,8 @@ class Stages:
         genomes, top1 = np.array([pair.genome for pair in pairs]), np.array([pair.top1 for pair in pairs])
         cards, seed = self._space.cardinalities, self._spec.seed
         with self._watch.phase("predict"):
-            unseen = cross_validated(genomes, top1, cards, seed=seed)
-            return Predictor.fit(genomes, top1, cards, seed=seed), unseen, kendall_tau(top1, unseen)
+            unseen = cross_validated_tau(genomes, top1, cards, seed=seed)
+            return Predictor.fit(genomes, top1, cards, seed=seed), unseen.predictions, unseen.tau
 
     def evolve(self, predictor: Predictor, pairs: Sequence[Pair]) -> Front:
         """Evolve under the planned memory, from the pairs that fit and the default networks."""

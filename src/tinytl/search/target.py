@@ -111,13 +111,16 @@ def make_target(spec: SearchSpec, train: PhotoSet) -> Target:
     Raises:
         DataError: too few photographs of a class for that.
     """
-    fewest = min(range(len(train.classes)), key=lambda label: train.counts[label])
-    if train.counts[fewest] < LEAST:
+    counts = train.counts()
+    fewest = min(range(len(train.classes)), key=lambda label: counts[label])
+    if counts[fewest] < LEAST:
         raise DataError(
-            f"the class {train.classes[fewest]!r} has {train.counts[fewest]} photograph(s) to train on: a search holds a "
+            f"the class {train.classes[fewest]!r} has {counts[fewest]} photograph(s) to train on: a search holds a "
             f"fifth of them out and needs at least {LEAST}; add some, or remove the class"
         )
     tune, held = split(train, HELD_OUT, spec.split_seed)
     if len(tune) < spec.tune_batch:
-        raise DataError(f"{len(tune)} photographs to fine-tune on, fewer than the tune_batch of {spec.tune_batch}: lower it")
+        raise DataError(
+            f"{len(tune)} photographs to fine-tune on, fewer than the tune_batch of {spec.tune_batch}: lower it"
+        )
     return Target(spec, tune, held)

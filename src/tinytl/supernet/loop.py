@@ -33,8 +33,8 @@ from .distill import accumulate, first_bad_gradient, make_sgd, names_in_order, t
 from .elastic import ElasticNet
 from .measuring import SubnetResult, measure
 from .processes import Group
-from .shrinking import Phase, drawn, sort_channels_
 from .setup import PreparedSupernet
+from .shrinking import Phase, drawn, sort_channels_
 
 
 class Trained(nn.Module):

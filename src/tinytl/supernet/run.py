@@ -35,12 +35,12 @@ from tinytl.report import record
 from tinytl.spec import RunOptions
 
 from .elastic import ElasticNet
+from .loop import Course, PhaseInfo, Trained
 from .measuring import SubnetResult, measure
 from .processes import Group, joined
 from .recalibration import recalibrate_
-from .shrinking import everything, sample
-from .loop import Course, PhaseInfo, Trained
 from .setup import PreparedSupernet, prepare_supernet
+from .shrinking import everything, sample
 from .spec import SupernetSpec
 
 KIND = "tinytl-supernet/1"
