@@ -199,7 +199,7 @@ def reference(space: OfaSpace, state: Mapping[str, Tensor], architecture: OfaArc
     number, chosen, depths = 1, iter(zip(architecture.kernels, architecture.expands, strict=True)), architecture.depths
     elastic = iter(depths)
     for stage in space.stages:
-        depth = next(elastic) if len(stage.depths) > 1 else stage.depths[0]
+        depth = next(elastic) if len(stage.depths) > 1 else max(stage.depths)
         act = six if not mbv3 else swish if stage.hard_swish else torch.relu
         for place in range(depth):
             (kernel, expand), path, shortcut = next(chosen), f"blocks.{number + place}.conv", x
