@@ -221,9 +221,8 @@ def test_modules_that_are_there_already() -> None:
         adaptation = adapt_(model, method(text), lean=False, resolution=32)
         assert adaptation.inserted == ()
         assert set(adaptation.trained) == HEAD | lite_of(*trained)
-        assert torch.equal(
-            model.state_dict()["features.block1.lite.conv1.weight"], base.features.block1.lite.conv1.weight
-        )  # type: ignore[union-attr]
+        name = "features.block1.lite.conv1.weight"
+        assert torch.equal(model.state_dict()[name], base.state_dict()[name])
     with pytest.raises(InputError, match=r"'features.block1'.*has one already, with kernel 5.*asked for.*kernel 3"):
         adapt_(copy.deepcopy(base), method("lite(1:k3g2)"), resolution=32)
 

@@ -132,7 +132,7 @@ def test_parts_are_kept_in_order() -> None:
     assert BlockBias((7, 0, 2, 1)).blocks == (0, 1, 2, 7)
     assert BlockBias((7, 0, 2, 1)) == BlockBias((0, 1, 2, 7))
     assert LiteModules(((2, 3, 4, 50), (1, 5, 2, 100))).modules == ((1, 5, 2, 100), (2, 3, 4, 50))
-    indices = BlockBias(tuple(numpy.arange(2))).blocks
+    indices = BlockBias(tuple(numpy.arange(2))).blocks  # type: ignore[arg-type]
     assert [type(index) for index in indices] == [int, int]
     assert Method((BlockBias(()), LiteModules(()), LastBlocks(0))).parts == ()
 
