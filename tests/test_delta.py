@@ -289,6 +289,8 @@ def test_forged_good_metadata_pass(tmp_path: Path) -> None:
         ({"method": {"parts": [{"part": "unknown"}]}}, "a method that"),
         ({"method": {"parts": [{"part": "last-blocks", "count": -1}]}}, "a method that"),
         ({"method": {"parts": [{"part": "lite-residual", "groups": 0}]}}, "a method that"),
+        ({"method": {"parts": [{"part": "lite-modules", "modules": [[1, 3, 10**7, 50]]}]}}, "a method that"),
+        ({"method": {"parts": [{"part": "block-bias", "blocks": [*range(0, 9_000, 2)]}]}}, "a method that"),
     ],
 )
 def test_hostile_metadata_are_refused(tmp_path: Path, change: dict[str, Any], match: str) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ KIND = "tinytl-delta/1"
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 MAX_TEXT = 1_000  # characters of a name
 MAX_KNOB = 1_000_000  # of a method: more than any network has blocks or channels
+MAX_METHOD_TEXT = 4_000  # characters of its name, which tells all blocks that it names
 FIELDS = ("method", "backbone", "norm", "classes", "preprocessing", "base_hash", "extra")
 
 
@@ -195,11 +196,22 @@ def _judge(metadata: Mapping[str, Any]) -> Method:
     _judge_preprocessing(metadata["preprocessing"])
     try:
         method = Method.from_json(metadata["method"]["parts"])
-        if any(abs(knob) > MAX_KNOB for part in method.parts for knob in asdict(part).values()):
+        if any(abs(knob) > MAX_KNOB for part in method.parts for knob in _numbers(asdict(part))):
             raise InputError("a number beyond any network")
+        if len(method.name) > MAX_METHOD_TEXT:
+            raise InputError("more blocks than any network")
         return method
     except (InputError, TypeError, KeyError, AttributeError) as error:  # whatever shape of JSON it is
         raise DamagedFileError("has a method that this version does not know") from error
+
+
+def _numbers(knobs: Any) -> Iterator[int]:
+    """The numbers of a part, as deep as they stand."""
+    if isinstance(knobs, int):
+        yield knobs
+    else:
+        for knob in knobs.values() if isinstance(knobs, dict) else knobs:
+            yield from _numbers(knob)
 
 
 def _judge_tensors(tensors: Mapping[str, Tensor]) -> None:

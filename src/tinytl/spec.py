@@ -83,7 +83,7 @@ class TrainSpec:
 
     photos: str = option(help="Folder ROOT/CLASS/*.jpg, one with train/ and val/ in it, or a data set (elpv).")
     backbone: str = option("efficientnet_lite0", "See `tinytl backbones`.")
-    method: str = option("tinytl-l+b", "See `tinytl methods`.")
+    method: str = option("tinytl-l+b", "A name, or parts with + between; see `tinytl methods`.")
     last_blocks: int = option(0, "Also train the last K blocks, and all behind them, in full.", least=0)
     norm: str = option("bn", "bn (frozen statistics) or gn (with weight standardization).", names=NORMS)
     weights: str | None = option(None, "Weights file of the backbone.")
@@ -114,14 +114,14 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         from tinytl.backbones import find
-        from tinytl.methods import method
+        from tinytl.methods import Full, method
 
         check_all(self)
         find(self.backbone)
-        method(self.method, last_blocks=self.last_blocks)
-        if self.last_blocks and self.method == "ft-full":
+        chosen = method(self.method, last_blocks=self.last_blocks)
+        if self.last_blocks and chosen.part(Full) is not None:
             raise InputError(
-                f"last_blocks is {self.last_blocks} and method 'ft-full', which trains every block: leave one out"
+                f"last_blocks is {self.last_blocks} and method {self.method!r}, which trains every block: leave one out"
             )
         if self.fit.micro_batch is not None and self.fit.micro_batch > self.batch_size:
             raise InputError(

@@ -35,7 +35,7 @@ def backbones(as_json: AsJson = False) -> None:
 
 def methods(as_json: AsJson = False) -> None:
     """List the fine-tuning methods."""
-    from tinytl.methods import DESCRIPTIONS, METHODS
+    from tinytl.methods import DESCRIPTIONS, METHODS, PART_FORMS
     from tinytl.report import Column, table
 
     rows = [
@@ -47,3 +47,7 @@ def methods(as_json: AsJson = False) -> None:
         return
     Console().print(table(rows, [Column("name", "method"), Column("trains", "what trains")]))
     print_line("Each also takes --last-blocks K: the last K blocks, and all behind them, train in full.")
+    print_line("A method can also be spelled by its parts, or a name and parts, with + between:")
+    for form in PART_FORMS.values():
+        print_line(f"  {form}")
+    print_line("Blocks are numbered from 0 in forward order: bias(10-13)+lite(10:k5g2.12:k3g2w50).")

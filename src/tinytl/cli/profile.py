@@ -19,7 +19,11 @@ def profile(
         str, typer.Option(help="See `tinytl backbones`.", autocompletion=completion.names(*completion.BACKBONES))
     ] = "proxylessnas_mobile",
     method: Annotated[
-        str, typer.Option(help="See `tinytl methods`.", autocompletion=completion.names(*completion.METHODS))
+        str,
+        typer.Option(
+            help="A name, or parts with + between; see `tinytl methods`.",
+            autocompletion=completion.names(*completion.METHODS),
+        ),
     ] = "tinytl-l+b",
     resolution: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,

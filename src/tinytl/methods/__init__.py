@@ -1,6 +1,7 @@
 """Methods: what trains, and the surgery that makes a network train just that."""
 
 from ._ghost import lower_ghost_
+from ._text import FORMS as PART_FORMS
 from .adaptation import Adaptation, adapt_
 from .calibration import calibrate_
 from .identity import base_hash
@@ -24,6 +25,7 @@ __all__ = [
     "FT_LAST",
     "FT_NORM_LAST",
     "METHODS",
+    "PART_FORMS",
     "TINYTL_B",
     "TINYTL_L",
     "TINYTL_LB",

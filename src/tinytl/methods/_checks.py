@@ -13,7 +13,7 @@ from tinytl.graph.frame import Trace, label
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d, StaysInEvaluation
 from tinytl.nn.lean import ImageDropout, LeanForward, LeanLiteBlock, LeanModule, LeanResidual, LeanSequential
 
-from ._text import spell
+from ._text import shortened, spell
 from .method import Method
 from .parts import BlockBias, LastBlocks, LiteModules, LiteResidual
 
@@ -77,8 +77,8 @@ def choose_blocks(model: nn.Module, blocks: Sequence[str] | None, method: Method
     last: LastBlocks | None = method.part(LastBlocks)
     if not paths and any(method.part(kind) is not None for kind in _NEED_BLOCKS):
         raise InputError(
-            f"method {method.name!r} needs to know the network's blocks, and none were found: give their paths in "
-            "forward order with blocks=[...]"
+            f"method {shortened(method.name)!r} needs to know the network's blocks, and none were found: give their "
+            "paths in forward order with blocks=[...]"
         )
     for path in paths:
         if not path or not has_module(model, path):
@@ -88,8 +88,8 @@ def choose_blocks(model: nn.Module, blocks: Sequence[str] | None, method: Method
     for part in (method.part(BlockBias), method.part(LiteModules)):
         if part is not None and part.last_position >= len(paths):
             raise InputError(
-                f"method part {spell(part)!r} names block {part.last_position}: the network has {len(paths)} blocks, "
-                f"0 to {len(paths) - 1}"
+                f"method part {shortened(spell(part))!r} names block {part.last_position}: the network has "
+                f"{len(paths)} blocks, 0 to {len(paths) - 1}"
             )
     return paths
 

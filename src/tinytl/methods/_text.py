@@ -71,12 +71,12 @@ def read_part(text: str, known: Iterable[str] = (), kind: str = "method part") -
     match = _PART.fullmatch(text)
     name, inside = (match[1], match[2]) if match else (text.partition("(")[0], None)
     if name not in FORMS:
-        raise UnknownNameError(kind, _short(name), {*FORMS, *known})
+        raise UnknownNameError(kind, shortened(name), {*FORMS, *known})
     if match is not None and inside is None and name in _PLAIN:
         return _PLAIN[name]
     found = _read_inside(name, inside) if inside is not None else None
     if found is None:
-        raise InputError(f"method part {_short(text)!r} cannot be read: expected {FORMS[name]}")
+        raise InputError(f"method part {shortened(text)!r} cannot be read: expected {FORMS[name]}")
     return found
 
 
@@ -132,5 +132,6 @@ def _read_modules(inside: str) -> LiteModules | None:
     return LiteModules(tuple(modules))
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
+    """A text for a message: its beginning, where it is long."""
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -18,7 +18,7 @@ from typing import Any
 
 from tinytl.errors import InputError, UnknownNameError
 
-from ._text import read_part, spell
+from ._text import read_part, shortened, spell
 from .parts import Bias, BlockBias, Full, LastBlocks, LiteModules, LiteResidual, Norm, Part
 
 _PARTS: dict[str, type[Part]] = {
@@ -59,7 +59,7 @@ class Method:
                 raise InputError(f"method has two parts of kind {kind.__name__}: expected one of a kind")
         for all_blocks, some in _EXCLUSIVE:
             if all_blocks in kinds and some in kinds:
-                one, other = (spell(part) for part in self.parts if isinstance(part, (all_blocks, some)))
+                one, other = (shortened(spell(part)) for part in self.parts if isinstance(part, (all_blocks, some)))
                 raise InputError(f"method has {one} and {other}: expected one of the two")
 
     def __add__(self, other: Part | Method) -> Method:
