@@ -60,18 +60,8 @@ class ElasticNet(nn.Module):
         if num_classes < 1:
             raise InputError(f"num_classes is {num_classes}: expected at least 1")
         self.space, self.num_classes = space, num_classes
-        swish = nn.Hardswish if space.hidden else nn.ReLU6
-        self.first_conv = FixedUnit(3, space.stem, 3, 2, 1, swish, space.eps)
-        first = FixedBlock(space.stem, space.first, nn.ReLU if space.hidden else nn.ReLU6, space.eps)
-        others = (_block(space, block.number) for block in space.blocks)
-        self.blocks = nn.ModuleList(_Held(conv=block) for block in (first, *others))
-        head = FixedUnit(space.stages[-1].width, space.head, 1, 1, 1, swish, space.eps)
-        if space.hidden:
-            self.final_expand_layer = head
-            self.feature_mix_layer = _Held(conv=nn.Conv2d(space.head, space.hidden, 1, bias=False))
-        else:
-            self.feature_mix_layer = head
-        self.classifier = _Held(linear=nn.Linear(space.hidden or space.head, num_classes))
+        with torch.random.fork_rng(devices=()):  # layers draw when they are made, and are then drawn anew
+            self._build_()
         self._initialize_(seed)
         self.choose(largest(space))
 
@@ -146,6 +136,21 @@ class ElasticNet(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return f"{self.space.name}@{architecture_text(self.space, self.architecture)}"
+
+    def _build_(self) -> None:
+        space = self.space
+        swish = nn.Hardswish if space.hidden else nn.ReLU6
+        self.first_conv = FixedUnit(3, space.stem, 3, 2, 1, swish, space.eps)
+        first = FixedBlock(space.stem, space.first, nn.ReLU if space.hidden else nn.ReLU6, space.eps)
+        others = (_block(space, block.number) for block in space.blocks)
+        self.blocks = nn.ModuleList(_Held(conv=block) for block in (first, *others))
+        head = FixedUnit(space.stages[-1].width, space.head, 1, 1, 1, swish, space.eps)
+        if space.hidden:
+            self.final_expand_layer = head
+            self.feature_mix_layer = _Held(conv=nn.Conv2d(space.head, space.hidden, 1, bias=False))
+        else:
+            self.feature_mix_layer = head
+        self.classifier = _Held(linear=nn.Linear(space.hidden or space.head, self.num_classes))
 
     def _initialize_(self, seed: int) -> None:
         draws = torch.Generator().manual_seed(seed)

@@ -106,7 +106,6 @@ class Course:
         self.on_boundary: Callable[[Boundary], object] | None = None
         self._stop, self._agreed = stop, agreed
         self._boundary: Boundary | None = None
-        self._lr = 0.0
 
     def train(self, resume: Resume | None = None) -> None:
         """Take every step that is left.
@@ -156,7 +155,7 @@ class Course:
                         done.step,
                         done.loss_sum / done.images,
                         done.correct / done.images,
-                        self._lr,
+                        self._rate(phase, done.step - 1),
                         results,
                     )
                 )
@@ -174,13 +173,13 @@ class Course:
             for batch in source:
                 start = time.perf_counter()
                 step = self.at.step
-                self._lr = learning_rate(step - phase.begin * batches, batches, phase)
+                lr = self._rate(phase, step)
                 chosen = (
                     drawn(self.prepared.space, phase, spec.subnets, spec.seed, step)
                     if shrinks
                     else (largest(self.prepared.space),)
                 )
-                loss, correct, images = self._step(batch, chosen, optimizer, shrinks, phase)
+                loss, correct, images = self._step(batch, chosen, optimizer, shrinks, phase, lr)
                 size = batch.images.shape[-1]
                 del batch
                 self.at = replace(
@@ -201,7 +200,7 @@ class Course:
                         steps=batches * epochs,
                         loss=loss,
                         accuracy=correct / (images * len(chosen)),
-                        lr=self._lr,
+                        lr=lr,
                         images=images,
                         seconds=end - start,
                         wait_seconds=start - asked,
@@ -218,12 +217,13 @@ class Course:
         optimizer: torch.optim.Optimizer,
         shrinks: bool,
         phase: Phase,
+        lr: float,
     ) -> tuple[float, int, int]:
         """Take one step; return its loss, right answers and images, of all processes together."""
         spec, net, group = self.prepared.spec, self.trained.net, self.group
         teacher = self.trained.teacher if shrinks else None
         for parameters in optimizer.param_groups:
-            parameters["lr"] = self._lr
+            parameters["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         loss, correct = accumulate(
             net,
@@ -241,7 +241,7 @@ class Course:
             self._agreed.asked = self._stop.asked or signal.SIGTERM  # which torchrun hands on
         group.average_gradients_(net)
         # the same in all processes, so that none is left waiting
-        where = f"at step {self.at.step + 1} (phase {phase.name}, learning rate {self._lr:.3g})"
+        where = f"at step {self.at.step + 1} (phase {phase.name}, learning rate {lr:.3g})"
         if not math.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss:.4g} {where}; {MEND}")
         bad = first_bad_gradient(net)
@@ -251,6 +251,11 @@ class Course:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss, int(right), int(images)
+
+    def _rate(self, phase: Phase, step: int) -> float:
+        """The learning rate of a step, which counts from the start of the run."""
+        batches = len(self.prepared.training)
+        return learning_rate(step - phase.begin * batches, batches, phase)
 
     def _ends(self, phase: Phase) -> tuple[SubnetResult, ...]:
         """Measure the largest sub-network and the smallest of the phase."""

@@ -1,8 +1,8 @@
 """A super-network's training as a run: photographs and a specification in, a folder with the super-network out.
 
 The folder holds `run.json` (the specification), `metrics.jsonl` and `checkpoint.safetensors`, and at the end
-`supernet.safetensors` and `subnets.json`, how good some of its sub-networks are. Each is written whole or not at all, and
-the run can be killed at any instant: resumed, it ends in the same files as one that nobody disturbed.
+`supernet.safetensors` and `subnets.json`, how good some of its sub-networks are. Each is written whole or not at all,
+and the run can be killed at any instant: resumed, it ends in the same files as one that nobody disturbed.
 
     torchrun --nproc-per-node 2 -m tinytl supernet PHOTOS --out RUN
 
