@@ -13,8 +13,8 @@ from pathlib import Path
 from tinytl._atomic import raw_bytes
 from tinytl.backbones.once_for_all import SPACES
 from tinytl.errors import Interrupted
-from tinytl.search.supernet_run import SupernetCallbacks, SupernetResult, train_supernet
-from tinytl.search.supernet_spec import SupernetSpec
+from tinytl.supernet.run import SupernetCallbacks, SupernetResult, train_supernet
+from tinytl.supernet.spec import SupernetSpec
 from tinytl.spec import RunOptions
 
 from .small_spaces import PROXYLESS

@@ -15,10 +15,10 @@ from tinytl.backbones.ofa_layouts import cut_state, super_state_shapes
 from tinytl.backbones.ofa_networks import sub_network
 from tinytl.backbones.once_for_all import SPACES, OfaArchitecture, OfaSpace, largest, smallest
 from tinytl.errors import InputError, WeightsError
-from tinytl.search.elastic import ElasticNet
-from tinytl.search.elastic_layers import ElasticNorm
-from tinytl.search.recalibration import recalibrate_
-from tinytl.search.shrinking import everything, phases, sample, sort_channels_
+from tinytl.supernet.elastic import ElasticNet
+from tinytl.supernet.elastic_layers import ElasticNorm
+from tinytl.supernet.recalibration import recalibrate_
+from tinytl.supernet.shrinking import everything, phases, sample, sort_channels_
 
 from .small_spaces import MBV3, PROXYLESS, SMALL
 

@@ -25,12 +25,12 @@ from tinytl.backbones.once_for_all import SPACES, largest, smallest
 from tinytl.data import TrainTransform, scan
 from tinytl.errors import InputError, Interrupted, RunError, UnknownNameError
 from tinytl.report import read_metrics
-from tinytl.search.distill import accumulate, distillation_loss, make_sgd, teacher_of
-from tinytl.search.elastic import ElasticNet
-from tinytl.search.shares import MixedSizes
-from tinytl.search.shrinking import drawn, everything, phases, sample
-from tinytl.search.supernet_run import SUBNETS, SUPERNET, SupernetCallbacks, train_supernet
-from tinytl.search.supernet_spec import SupernetSpec
+from tinytl.supernet.distill import accumulate, distillation_loss, make_sgd, teacher_of
+from tinytl.supernet.elastic import ElasticNet
+from tinytl.supernet.shares import MixedSizes
+from tinytl.supernet.shrinking import drawn, everything, phases, sample
+from tinytl.supernet.run import SUBNETS, SUPERNET, SupernetCallbacks, train_supernet
+from tinytl.supernet.spec import SupernetSpec
 from tinytl.spec import RunOptions
 
 from .command_line import tinytl
