@@ -105,11 +105,12 @@ def test_what_is_returned_was_planned_once_and_keeps_the_budget() -> None:
         assert tuple(fresh.canonical(genome[0])) == candidate.genome
 
 
-def test_screening_spares_the_planner_and_not_the_front() -> None:
+@pytest.mark.parametrize("budget", [BUDGET, 1e9], ids=["by budget and dominance", "by dominance"])
+def test_screening_spares_the_planner_and_not_the_front(budget: float) -> None:
     with_screen, without = Problem(), Problem()
     options = EvolveOptions(population=60, generations=15)
-    screened = with_screen.evolve(BUDGET, options)
-    plain = without.evolve(BUDGET, EvolveOptions(population=60, generations=15, screen=False))
+    screened = with_screen.evolve(budget, options)
+    plain = without.evolve(budget, EvolveOptions(population=60, generations=15, screen=False))
     assert len(with_screen.planned) < 0.5 * len(without.planned)
     assert screened.best.accuracy >= plain.best.accuracy - 1e-9
 
