@@ -78,7 +78,7 @@ def draw_network(path: str | Path, blocks: Sequence[BlockRow], *, resolution: in
     figure = Figure(figsize=(9.5, 1.6 + 0.3 * len(blocks)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for at, text in ((_NAME, "block"), (_SHAPE, "channels, pixels"), (_MAIN, "main branch, frozen"),
+    for at, text in ((_NAME, "block"), (_SHAPE, "channels, pixels"), (_MAIN, "main branch, weights frozen"),
                      (_LITE, "lite module, trains"), (_BIAS, "biases")):  # fmt: skip
         axes.text(at, -1.0, text, fontweight="bold", va="center", fontsize=9)
     axes.text(_SHAPE, -0.1, f"image: {resolution} px", va="center", fontsize=8, color=GONE)
