@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinytl.backbones import BACKBONES, BackboneEntry
+from tinytl.backbones import BACKBONES, BackboneEntry, find
+from tinytl.backbones.once_for_all import SPACES, architecture_text, smallest
 from tinytl.nn.layers import Conv2dSame
 from tinytl.nn.lite_residual import insert_lite_blocks_
 
@@ -68,6 +69,8 @@ def layouts() -> str:
     lines = []
     for name, entry in BACKBONES.items():
         known = [layout.publisher for layout in entry.layouts]
+        if name in SPACES:
+            known += ["once-for-all super-network"]
         if entry.norms == ("bn",):
             known += ["int8 `.pkl`", "int8 `.safetensors`"]
         lines.append((f"`{name}`", ", ".join(known), ", ".join(entry.weights_norms)))
@@ -98,7 +101,17 @@ def placement() -> str:
     return rows((*columns, "parameters of the modules"), lines)
 
 
-TABLES = {"networks": networks, "layouts": layouts, "placement": placement}
+def fewest() -> str:
+    """Totals of each space's smallest network."""
+    lines = []
+    for name, space in SPACES.items():
+        text = architecture_text(space, smallest(space))
+        total = find(f"{name}@{text}").complexity()
+        lines.append((f"`{name}`", f"`@{text}`", f"{total.parameters:,}", f"{total.multiply_adds / 1e6:,.1f} M"))
+    return rows(("name", "smallest", "parameters", "multiply-adds"), lines)
+
+
+TABLES = {"networks": networks, "smallest": fewest, "layouts": layouts, "placement": placement}
 
 
 def written(page: str) -> str:

@@ -35,6 +35,10 @@ TOTALS = {  # name -> parameters with 1000 classes, multiply-adds at the network
     "proxyless_w03": (423_232, 18_715_904),
     "mcunet_5fps": (630_224, 22_613_504),
     "mbv2_w035": (357_448, 16_758_912),
+    "ofa_proxyless_d234_e346_k357_w1.3": (7_942_056, 1_004_908_032),  # tests/test_once_for_all.py counts these anew
+    "ofa_mbv3_d234_e346_k357_w1.0": (7_664_760, 566_170_656),
+    "ofa_mbv3_d234_e346_k357_w1.2": (10_701_632, 843_101_040),
+    "ofa_tiny_d234_e346_k357": (957_320, 21_473_024),
 }
 FOLDED = ("proxyless_w03", "mcunet_5fps", "mbv2_w035")
 
@@ -99,7 +103,7 @@ def test_structure(name: str, norm: Norm) -> None:
     if name.startswith("efficientnet") and norm == "bn":
         assert kinds == {Conv2dSame}
     elif norm == "gn":  # squeeze and excite has no norm, and its convolutions are plain
-        assert kinds == {StandardizedConv2d, *([nn.Conv2d] if name == "mobilenet_v3_large" else [])}
+        assert kinds == {StandardizedConv2d, *([nn.Conv2d] if "excite" in str(backbone.model) else [])}
     else:
         assert kinds == {nn.Conv2d}
     for path in block_paths(backbone.model):

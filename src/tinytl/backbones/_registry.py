@@ -33,6 +33,7 @@ from tinytl.nn.layers import Norm
 PREFIX = "timm:"
 
 _TORCHVISION_LICENCE = "BSD-3-Clause (torchvision's; it names none for the weights alone)"
+_OFA_LICENCE = "Apache-2.0 (the repository's; it names none for the weights alone)"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _once_for_all(space: OfaSpace, text: str | None = None) -> BackboneEntry:
         which,
         functools.partial(sub_network, space, architecture),
         space.preprocessing,
-        "MIT" if published else "your own",
+        _OFA_LICENCE if published else "your own",
         read=functools.partial(read_sub_network, space=space, architecture=architecture),
         any_classes=True,
     )

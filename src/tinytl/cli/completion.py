@@ -12,6 +12,8 @@ from tinytl.spec import NORMS, OPTIMIZERS
 BACKBONES = (
     *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mbv2_w035", "mcunet_5fps", "mobilenet_v2"),
     *("mobilenet_v2_140", "mobilenet_v3_large", "proxyless_w03", "proxylessnas_mobile", "resnet50"),
+    *("ofa_mbv3_d234_e346_k357_w1.0", "ofa_mbv3_d234_e346_k357_w1.2", "ofa_proxyless_d234_e346_k357_w1.3"),
+    "ofa_tiny_d234_e346_k357",
 )
 METHODS = ("ft-full", "ft-last", "ft-norm+last", "tinytl-b", "tinytl-l", "tinytl-l+b")
 DATASETS = ("elpv",)
