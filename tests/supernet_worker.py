@@ -13,6 +13,7 @@ from pathlib import Path
 from tinytl._atomic import raw_bytes
 from tinytl.backbones.once_for_all import SPACES
 from tinytl.errors import Interrupted
+from tinytl.supernet.processes import joined
 from tinytl.supernet.run import SupernetCallbacks, SupernetResult, train_supernet
 from tinytl.supernet.spec import SupernetSpec
 from tinytl.spec import RunOptions
@@ -54,4 +55,5 @@ def main(photos: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    with joined():  # once for all three runs
+        main(sys.argv[1], Path(sys.argv[2]))

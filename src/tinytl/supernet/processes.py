@@ -23,7 +23,8 @@ from torch import nn
 from tinytl.errors import InputError, TinyTLError
 
 T = TypeVar("T")
-_LONGEST = datetime.timedelta(days=1)  # that one may be busy while the others wait; one that has died is seen at once
+_parted = False  # whether this process has been joined with others and has left them
+_LONGEST = datetime.timedelta(hours=6)  # that one may be busy while the others wait; one that has died is seen at once
 
 
 class Group:
@@ -102,9 +103,13 @@ class Group:
 def joined() -> Iterator[Group]:
     """The processes that torchrun has started, joined for the length of the block; without it, this one alone.
 
+    Blocks may stand within each other: the outermost joins, or whoever has called ``init_process_group`` before.
+
     Raises:
-        InputError: torchrun's variables are there but cannot be used.
+        InputError: torchrun's variables are there but cannot be used, or the processes have been joined and parted
+            before: they cannot meet twice.
     """
+    global _parted
     words = [os.environ.get(name) for name in ("WORLD_SIZE", "RANK")]
     if words[0] in (None, "1"):
         yield Group()
@@ -119,8 +124,14 @@ def joined() -> Iterator[Group]:
         ) from None
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        yield Group(dist.get_rank(), dist.get_world_size())
+        return
+    if _parted:  # they would wait for each other at the place where they met before
+        raise InputError("the processes were joined once already: put all that they do into one `with joined()`")
     dist.init_process_group("gloo", timeout=_LONGEST)
     try:
         yield Group(rank, size)
     finally:
+        _parted = True
         dist.destroy_process_group()
