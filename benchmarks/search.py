@@ -36,7 +36,7 @@ from .search_space import paper_setting
 RESULTS, RUNS = Path("benchmarks/results/search.json"), Path("runs/search")
 SEEDS = (0, 1, 2)
 RANDOM = 3
-EPOCHS = 6
+EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Cell:
             flip=False,
             tune_epochs=10,
             pairs=80,
-            generations=12,
+            population=40,
+            generations=8,
             finalists=4,
             finalist_epochs=2,
             epochs=0,
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--space", default="mcunet_5fps")
     parser.add_argument("--weights", default=None)
     parser.add_argument("--budget", default="10MB")
-    parser.add_argument("--resolutions", default="48,64,80,96,112")
+    parser.add_argument("--resolutions", default="48,64,80,96")
     parser.add_argument("--processes", type=int, default=1, help="data sets and seeds side by side, a thread each")
     parser.add_argument("--page-only", action="store_true", help="write the page from the committed JSON")
     options = parser.parse_args()
@@ -167,7 +168,7 @@ def main() -> None:
             for seed in SEEDS
             for name, _, folder in pairs
         ]
-        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
             found = list(pool.map(measure, cells))
         results = {"machine": describe(), "epochs": EPOCHS, "cells": found, "paper": paper_setting()}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")

@@ -13,10 +13,10 @@ from pathlib import Path
 from tinytl._atomic import raw_bytes
 from tinytl.backbones.once_for_all import SPACES
 from tinytl.errors import Interrupted
+from tinytl.spec import RunOptions
 from tinytl.supernet.processes import joined
 from tinytl.supernet.run import SupernetCallbacks, SupernetResult, train_supernet
 from tinytl.supernet.spec import SupernetSpec
-from tinytl.spec import RunOptions
 
 from .small_spaces import PROXYLESS
 

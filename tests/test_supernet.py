@@ -25,13 +25,13 @@ from tinytl.backbones.once_for_all import SPACES, largest, smallest
 from tinytl.data import TrainTransform, scan
 from tinytl.errors import InputError, Interrupted, RunError, UnknownNameError
 from tinytl.report import read_metrics
+from tinytl.spec import RunOptions
 from tinytl.supernet.distill import accumulate, distillation_loss, make_sgd, teacher_of
 from tinytl.supernet.elastic import ElasticNet
+from tinytl.supernet.run import SUBNETS, SUPERNET, SupernetCallbacks, train_supernet
 from tinytl.supernet.shares import MixedSizes
 from tinytl.supernet.shrinking import drawn, everything, phases, sample
-from tinytl.supernet.run import SUBNETS, SUPERNET, SupernetCallbacks, train_supernet
 from tinytl.supernet.spec import SupernetSpec
-from tinytl.spec import RunOptions
 
 from .command_line import tinytl
 from .photographs import make_photographs

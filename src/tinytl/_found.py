@@ -17,7 +17,7 @@ from tinytl.errors import RunError
 
 WINNER, SEARCH = "winner.json", "search.json"
 GIVEN = ("method", "resolution", "weights", "norm", "pretrained")
-"""Options that come with a backbone that was found; one that is given beside it wins, but for what names the network."""
+"""Options that come with a backbone that was found; one that is given beside it wins."""
 FIELDS = ("backbone", *GIVEN)
 MAX_BYTES = 1 << 20
 

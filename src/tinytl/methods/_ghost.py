@@ -1,4 +1,4 @@
-"""A network adapted only to be described: nothing in it is hashed, counted or kept."""
+"""A network adapted only to be described: nothing in it is hashed, counted or held against other images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from tinytl.graph.capture import capture
+from tinytl.graph.capture import Captured, run_traced
 from tinytl.nn.kept import meta_copy
 
 from ._lowering import is_leaf
@@ -22,7 +22,10 @@ def lower_ghost_(
     resolution: int,
     on_prepared: Callable[[nn.Module], object] | None = None,
 ) -> None:
-    """Adapt a throw-away network on the meta device, a third of `adapt_`'s work; the step made of it is the same.
+    """Adapt a throw-away network on the meta device, a fifth of `adapt_`'s work; its training step is the same.
+
+    What `adapt_` also looks at is whether the network does the same for other images; that of a backbone of ours is
+    known, and whoever trains what was described goes by way of `adapt_`.
 
     ``on_prepared`` is shown the network in stock PyTorch: lite modules in, not yet lean.
 
@@ -32,4 +35,5 @@ def lower_ghost_(
     prepare_(model, plan)
     if on_prepared is not None:
         on_prepared(model)
-    lower_(model, capture(meta_copy(model), resolution, is_leaf), plan)
+    trace = run_traced(meta_copy(model).train(), resolution, is_leaf)
+    lower_(model, Captured(trace, trace), plan)

@@ -7,7 +7,6 @@ Either tells its genes, what a vector of their values means, and the name by whi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -28,20 +27,22 @@ class Gene:
 
 
 class Architecture(Protocol):
-    """The main branch's part of a space.
-
-    Attributes:
-        base: name of the full network.
-        slots: places where a block may stand.
-        genes: of the architecture, in order.
-    """
+    """The main branch's part of a space."""
 
     @property
-    def base(self) -> str: ...
+    def base(self) -> str:
+        """Name of the full network."""
+        ...
+
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """Places where a block may stand."""
+        ...
+
     @property
-    def genes(self) -> tuple[Gene, ...]: ...
+    def genes(self) -> tuple[Gene, ...]:
+        """What can be chosen, in order."""
+        ...
 
     def active(self, genes: Genes) -> tuple[int, ...]:
         """The slots that hold a block, in order."""
@@ -85,7 +86,7 @@ class KeptBlocks:
     droppable: tuple[int, ...]
     most_dropped: int = 3
 
-    @cached_property
+    @property
     def genes(self) -> tuple[Gene, ...]:
         """One a droppable block: 1 keeps it."""
         return tuple(Gene(f"keep {block}", (0, 1)) for block in self.droppable)
@@ -136,7 +137,7 @@ class OnceForAll:
         """The super-network's blocks, its fixed first one included."""
         return 1 + len(self.space.blocks)
 
-    @cached_property
+    @property
     def genes(self) -> tuple[Gene, ...]:
         """Depths of the stages that have a choice, then kernels, then expand ratios of all slots but the first."""
         space = self.space

@@ -1,6 +1,6 @@
-"""A lite residual module whose kernel, groups and width are chosen at every pass; all choices share one set of weights.
+"""A lite residual module whose kernel, groups and width are chosen at every pass, of one set of weights.
 
-The shared weights are those of the largest module (kernel K, the fewest groups G, full width). A choice is a cut of them:
+The weights are those of the largest module (kernel K, the fewest groups G, full width). A choice is a cut of them:
 
     kernel    the centre of each K x K filter
     groups    the middle channels fall into g equal groups, of which each reads its own g-th of the input (G divides g)
@@ -45,7 +45,8 @@ class SharedLite(nn.Module):
 
     def __init__(self, site: Site, groups: tuple[int, ...], widths: tuple[int, ...], norm: Norm) -> None:
         super().__init__()
-        self.site, self.norm, self._fewest = site, norm, groups[0]
+        self.site = site
+        self.norm: Norm = norm
         self.full = _made(site, (site.kernels[-1], groups[0], 100), norm)
         self.modules_there: tuple[Module, ...] = tuple(itertools.product(site.kernels, groups, widths))
         self._runners: dict[Module, nn.Sequential] = {}

@@ -15,6 +15,8 @@ from tinytl.supernet.recalibration import recalibrate_
 from .architecture import Genes, KeptBlocks, OnceForAll
 
 Forward = Callable[[Tensor], Tensor]
+Beside = Callable[[int, Tensor, Tensor], Tensor]
+"""A block's slot, input and output -> what goes on in the output's place."""
 
 
 class KeptMain:
@@ -30,15 +32,20 @@ class KeptMain:
     def __init__(self, architecture: KeptBlocks, model: nn.Module) -> None:
         self.model, self._architecture = model, architecture
         self.paths = block_paths(model)
-        self.blocks = tuple(model.get_submodule(path) for path in self.paths)
+        self._blocks = tuple(model.get_submodule(path) for path in self.paths)
         self._aside = nn.Identity()
+
+    def attach(self, beside: Beside) -> None:
+        """Have every block's output go through `beside`."""
+        for slot, block in enumerate(self._blocks):
+            block.register_forward_hook(_hook(beside, slot))
 
     def choose(self, genes: Genes) -> None:
         """Be that architecture from now on."""
         active = set(self._architecture.active(genes))
         for slot in self._architecture.droppable:
             parent, _, name = self.paths[slot].rpartition(".")
-            setattr(self.model.get_submodule(parent), name, self.blocks[slot] if slot in active else self._aside)
+            setattr(self.model.get_submodule(parent), name, self._blocks[slot] if slot in active else self._aside)
 
     def biases(self) -> Mapping[str, int]:
         """Names of the biases but the classifier's, and the slot that each belongs to; behind the last block: -1."""
@@ -46,7 +53,7 @@ class KeptMain:
 
     def train_mode(self, training: bool) -> None:
         """Dropout as in training; statistics are frozen, those of a block that stands aside too."""
-        for module in (self.model, *self.blocks):
+        for module in (self.model, *self._blocks):
             module.train(training)
             for norm in module.modules():
                 if isinstance(norm, _NormBase):
@@ -54,6 +61,10 @@ class KeptMain:
 
     def recalibrate(self, images: Iterable[Tensor], forward: Forward | None = None) -> None:
         """Nothing: the statistics are the pretrained network's own, whatever is left out."""
+
+
+def _hook(beside: Beside, slot: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    return lambda _, args, out: beside(slot, args[0], out)
 
 
 class ElasticMain:
@@ -69,7 +80,10 @@ class ElasticMain:
     def __init__(self, architecture: OnceForAll, model: ElasticNet) -> None:
         self.model, self._architecture = model, architecture
         self.paths = tuple(f"blocks.{slot}" for slot in range(architecture.slots))
-        self.blocks = tuple(model.get_submodule(path) for path in self.paths)
+
+    def attach(self, beside: Beside) -> None:
+        """Have the output of every block but the first go through `beside`."""
+        self.model.beside = beside
 
     def choose(self, genes: Genes) -> None:
         """Be that architecture from now on."""
@@ -107,7 +121,7 @@ class _Through(nn.Module):
 
 
 def slots_of_biases(model: nn.Module, paths: tuple[str, ...], classifier: str) -> dict[str, int]:
-    """The slot that each bias belongs to: what stands before the first block to 0, what stands behind the last to -1."""
+    """The slot that each bias belongs to: before the first block 0, behind the last -1."""
     found: dict[str, int] = {}
     behind = False
     for name, _ in model.named_parameters():

@@ -31,7 +31,7 @@ class Accuracy:
 
 
 class Meter:
-    """Measures sub-networks of a super-network; what is decoded once is held, a resolution at a time as it is asked for.
+    """Measures sub-networks of a super-network; photographs are decoded once for each resolution, and held.
 
     Args:
         shared: fine-tuned.

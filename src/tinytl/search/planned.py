@@ -29,15 +29,15 @@ class Cost:
 
     Attributes:
         memory_bytes: most bytes alive at once, as planned.
-        multiply_adds: of one image's forward pass, lite modules included.
+        multiply_adds: of one image's forward pass, lite modules included; None where nobody asked.
         trained_elements: values that train.
     """
 
     memory_bytes: int
-    multiply_adds: int
+    multiply_adds: int | None
     trained_elements: int
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, int | None]:
         """Plain data."""
         return asdict(self)
 
@@ -51,6 +51,7 @@ class Conditions:
         norm: 'bn' or 'gn'.
         batch_size, micro_batch: images a step, and images at a time (None: all).
         frozen_bits, optimizer_bits: as in `tinytl.spec`.
+        multiply_adds: whether they are counted too, which takes as long as the rest.
     """
 
     classes: int
@@ -59,6 +60,7 @@ class Conditions:
     micro_batch: int | None = None
     frozen_bits: int = 32
     optimizer_bits: int = 32
+    multiply_adds: bool = False
 
 
 def cost_of(choice: Choice, conditions: Conditions) -> Cost:
@@ -75,7 +77,9 @@ def cost_of(choice: Choice, conditions: Conditions) -> Cost:
         model,
         method(choice.method),
         resolution=resolution,
-        on_prepared=lambda stock: counted.append(complexity(stock, resolution).multiply_adds),
+        on_prepared=(lambda stock: counted.append(complexity(stock, resolution).multiply_adds))
+        if conditions.multiply_adds
+        else None,
     )
     if conditions.frozen_bits < 32:
         pack_frozen_(model, conditions.frozen_bits)
@@ -93,4 +97,4 @@ def cost_of(choice: Choice, conditions: Conditions) -> Cost:
         beside_bytes=beside_bytes(batch, resolution),
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(planned.peak_bytes, counted[0], trained)
+    return Cost(planned.peak_bytes, counted[0] if counted else None, trained)

@@ -118,8 +118,8 @@ def search(
 
     Raises:
         InputError: something in `spec` or `out` cannot be used; BudgetError: the budget is below the smallest
-            sub-network, whose bytes are named; RunError: the folder cannot be written, or was begun with other settings;
-            Interrupted: a signal came.
+            sub-network, whose bytes are named; RunError: the folder cannot be written, or was begun with other
+            settings; Interrupted: a signal came.
     """
     options, callbacks, out = options or SearchOptions(), callbacks or SearchCallbacks(), Path(out)
     with stop_on_signals() as stop, threads(options.threads):
@@ -261,6 +261,7 @@ def _conditions(spec: SearchSpec, train_set: PhotoSet) -> Conditions:
         micro_batch=spec.micro_batch,
         frozen_bits=spec.frozen_bits,
         optimizer_bits=spec.optimizer_bits,
+        multiply_adds=spec.max_multiply_adds is not None,
     )
 
 
@@ -293,8 +294,8 @@ def _refuse_other(path: Path, settings: dict[str, Any]) -> None:
     different = differences(json.loads(json.dumps(settings)), before)
     if different:
         raise RunError(
-            f"cannot resume {path.parent}: it was begun with other settings: {'; '.join(different)}; use the same ones, "
-            "or another folder"
+            f"cannot resume {path.parent}: it was begun with other settings: {'; '.join(different)}; "
+            "use the same ones, or another folder"
         )
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from tinytl.nn.layers import Norm
 
@@ -33,13 +32,12 @@ class Main(Protocol):
         ...
 
     @property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """The module at each slot."""
-        ...
-
-    @property
     def classifier(self) -> str:
         """Path of the linear classifier."""
+        ...
+
+    def attach(self, beside: Callable[[int, Tensor, Tensor], Tensor]) -> None:
+        """Have the output of every block that may have a lite module go through ``beside(slot, input, output)``."""
         ...
 
     def choose(self, genes: Genes) -> None:
@@ -86,9 +84,8 @@ class SharedNet(nn.Module):
         self.genome = space.smallest()
         self._modules_at: dict[int, Module] = {}
         self._overrides: dict[str, Tensor] = {}
-        for slot, block in enumerate(main.blocks):
-            if slot:
-                block.register_forward_hook(self._beside(slot))
+        self._inputs: dict[int, list[Tensor]] | None = None  # of the blocks, while they are asked for
+        main.attach(self._beside)
         self.choose(space.default(len(space.resolutions) - 1))
 
     @property
@@ -123,19 +120,17 @@ class SharedNet(nn.Module):
         """Measure the main network's statistics for what is chosen, where they depend on it (in evaluation mode)."""
         self.main.recalibrate(images, self)
 
-    def _beside(self, slot: int) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        """A hook that adds the lite module of a slot to its block's output, as `LiteBlock` does."""
-
-        def add(block: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-            module = self._modules_at.get(slot)
-            if module is None:
-                return None
-            lite = self._lite(slot)(args[0], module)
-            if lite.shape[-2:] != out.shape[-2:]:
-                lite = F.interpolate(lite, size=out.shape[-2:], mode="bilinear", align_corners=False)
-            return out + lite
-
-        return add
+    def _beside(self, slot: int, input: Tensor, out: Tensor) -> Tensor:
+        """A block's output with its lite module's added, as `LiteBlock` does."""
+        if self._inputs is not None and slot:
+            self._inputs.setdefault(slot, []).append(input)
+        module = self._modules_at.get(slot)
+        if module is None:
+            return out
+        lite = self._lite(slot)(input, module)
+        if lite.shape[-2:] != out.shape[-2:]:
+            lite = F.interpolate(lite, size=out.shape[-2:], mode="bilinear", align_corners=False)
+        return out + lite
 
     def _lite(self, slot: int) -> Any:
         return self.lite[str(slot)]
@@ -153,31 +148,16 @@ class SharedNet(nn.Module):
         modes = self.training
         self.eval()
         self.main.recalibrate(images())
-        for layer in ("norm1", "norm2"):
-            inputs = self._inputs(images)
-            for slot in self.lite:
-                calibrate_lite_(self._lite(int(slot)), layer, inputs[int(slot)])
-        self.train(modes)
-        self.choose(before)
-
-    @torch.no_grad()
-    def _inputs(self, images: Callable[[], Iterable[Tensor]]) -> dict[int, list[Tensor]]:
-        """What each block receives, batch by batch."""
-        found: dict[int, list[Tensor]] = {int(slot): [] for slot in self.lite}
-        handles: list[RemovableHandle] = []
-
-        def note(slot: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda block, args: found[slot].append(args[0])
-
-        for slot in found:
-            handles.append(self.main.blocks[slot].register_forward_pre_hook(note(slot)))
-        try:
+        self._inputs = {}
+        with torch.no_grad():
             for batch in images():
                 self(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
+        inputs, self._inputs = self._inputs, None
+        for layer in ("norm1", "norm2"):
+            for slot, seen in inputs.items():
+                calibrate_lite_(self._lite(slot), layer, seen)
+        self.train(modes)
+        self.choose(before)
 
     @contextmanager
     def only_used(self) -> Iterator[list[nn.Parameter]]:

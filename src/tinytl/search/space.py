@@ -1,9 +1,9 @@
 """Spaces of sub-networks: a vector of small whole numbers (a *genome*) and the network that it names.
 
 A genome says, in this order: the resolution; the main network (`tinytl.search.architecture`); of every slot but the
-first its lite residual module, as kernel (0: none), groups and width; of every slot whether its biases train. Genes that
-mean nothing, such as those of a block that is not there, are 0 in a *canonical* genome, so that equal networks have
-equal genomes.
+first its lite residual module, as kernel (0: none), groups and width; of every slot whether its biases train. Genes
+that mean nothing, such as those of a block that is not there, are 0 in a *canonical* genome, so that equal networks
+have equal genomes.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Space:
     def canonical(self, genome: Genes) -> Genes:
         """The same network with every gene that means nothing at 0."""
         found = np.array(genome, np.int64)
-        resolution, architecture, lite, biases = self.split(found)
+        _, architecture, lite, biases = self.split(found)
         found[1 : 1 + len(architecture)] = architecture = self.architecture.canonical(architecture)
         active = self.architecture.active(architecture)
         empty = [slot for slot in range(self.architecture.slots) if slot not in active]
@@ -173,7 +173,7 @@ class Space:
         lite[rng.uniform(size=slots - 1) > share, 0] = 0
         # biases train from some block on: what stands before it keeps nothing for backward
         biases = (np.arange(slots) >= rng.integers(slots + 1)) & (rng.uniform(size=slots) < 0.9)
-        return self.joined(resolution, self.architecture.sample(rng), lite, biases)
+        return self.joined(resolution, self.architecture.sample(rng), lite, biases.astype(np.int64))
 
     def default(self, resolution: int) -> Genes:
         """TinyTL-L+B of the full network at the resolution of that index: every module at its largest."""
@@ -227,4 +227,4 @@ def make_space(base: str, resolutions: Sequence[int] | None = None) -> Space:
 
 
 def _kernels(largest: int) -> tuple[int, ...]:
-    return tuple(kernel for kernel in KERNELS if kernel < largest) + (largest,)
+    return (*(kernel for kernel in KERNELS if kernel < largest), largest)

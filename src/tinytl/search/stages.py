@@ -116,8 +116,8 @@ class Stages:
         if smallest.memory_bytes > self._spec.budget_bytes:
             raise BudgetError(
                 f"memory_budget is {self._spec.budget_bytes:,} bytes: the smallest sub-network of {self._spec.space} "
-                f"takes {smallest.memory_bytes:,} bytes to train at {self._space.resolutions[0]} px and a batch_size of "
-                f"{self._spec.batch_size}; give at least that, or a smaller --micro-batch or --resolutions",
+                f"takes {smallest.memory_bytes:,} bytes to train at {self._space.resolutions[0]} px and a batch_size "
+                f"of {self._spec.batch_size}; give at least that, or a smaller --micro-batch or --resolutions",
                 smallest.memory_bytes,
             )
 
@@ -206,7 +206,7 @@ class Stages:
         """Measure the best again, the default network of that size among them; best first."""
         spec, lines = self._spec, Lines(self._folder / FINALISTS)
         fitting = [c for c in front.planned if self._fits(c)]
-        best = sorted(fitting, key=lambda c: (-c.accuracy, c.planned.memory_bytes))[: spec.finalists]
+        best = self._spread(sorted(fitting, key=lambda c: (-c.accuracy, c.planned.memory_bytes)))
         with self._watch.phase("plan"):
             default = self.default()
         keys = [candidate.genome for candidate in best]
@@ -248,6 +248,18 @@ class Stages:
         ]
         return sorted(found, key=lambda finalist: finalist.rank)
 
+    def _spread(self, ranked: Sequence[Candidate]) -> list[Candidate]:
+        """The best of each resolution before the second best of any.
+
+        What the super-network says of two networks it says under one training; how it errs depends most of all on the
+        resolution, so finalists of one resolution alone would all err alike.
+        """
+        first: dict[int, Candidate] = {}
+        for candidate in ranked:
+            first.setdefault(candidate.genome[0], candidate)
+        heads = list(first.values())
+        return (heads + [candidate for candidate in ranked if candidate not in heads])[: self._spec.finalists]
+
     def _fits(self, candidate: Candidate) -> bool:
         planned, most = candidate.planned, self._spec.max_multiply_adds
         return planned.memory_bytes <= self._spec.budget_bytes and (
@@ -256,7 +268,7 @@ class Stages:
 
     def _within(self, cost: Cost) -> bool:
         most = self._spec.max_multiply_adds
-        return most is None or cost.multiply_adds <= most
+        return most is None or (cost.multiply_adds is not None and cost.multiply_adds <= most)
 
     def _random(self) -> list[Genes]:
         """The sub-networks to measure: the default ones, and random ones, all different; the same at every call."""

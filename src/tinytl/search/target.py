@@ -91,7 +91,7 @@ class Target:
         return self._whole(self.held, resolution)
 
     def calibration_images(self, resolution: int, count: int) -> list[Tensor]:
-        """Images (8, 3, R, R) of the first photographs to learn from, in the order of the first epoch, not distorted."""
+        """Images (8, 3, R, R) of the first photographs of the first epoch, not distorted."""
         order = self._tuning(resolution).order(0)[:count]
         some = self.tune.replaced(items=tuple(self.tune.items[int(index)] for index in order))
         return list(self._whole(some, resolution).normalized().split(8))

@@ -88,7 +88,7 @@ class Crew:
             self._pool = None
 
     def each(self, what: str, genomes: Iterable[Genes]) -> Generator[tuple[int, Any], None, None]:
-        """(index, result) of 'accuracy', 'cost' or 'trial' for each genome, as they are ready; in order with one process."""
+        """(index, result) of 'accuracy', 'cost' or 'trial' for each genome, as they are ready; of one process in order."""
         genomes = [np.asarray(genome) for genome in genomes]
         if self._processes == 1 or len(genomes) < 2:
             call: Callable[[Genes], Any] = getattr(self._here, what)

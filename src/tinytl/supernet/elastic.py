@@ -14,7 +14,7 @@ Source: Cai et al., "Once-for-All: Train One Network and Specialize it for Effic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ class ElasticNet(nn.Module):
     Attributes:
         space, num_classes: as given.
         architecture: the sub-network that is run; at first the largest.
+        beside: told a block's number, input and output, gives what goes on in the output's place; None: nothing does.
 
     Raises:
         InputError: fewer than one class.
@@ -63,6 +64,7 @@ class ElasticNet(nn.Module):
         with torch.random.fork_rng(devices=()):  # layers draw when they are made, and are then drawn anew
             self._build_()
         self._initialize_(seed)
+        self.beside: Callable[[int, Tensor, Tensor], Tensor] | None = None
         self.choose(largest(space))
 
     def choose(self, architecture: OfaArchitecture) -> None:
@@ -87,7 +89,8 @@ class ElasticNet(nn.Module):
         x = x + first if self.space.first_has_shortcut else first
         for number, has_shortcut, kernel, middle in self._path:
             y = self.elastic_block(number)(x, kernel, middle)
-            x = x + y if has_shortcut else y
+            y = x + y if has_shortcut else y
+            x = y if self.beside is None else self.beside(number, x, y)
         if not self.space.hidden:
             features = self.feature_mix_layer(x).mean((2, 3))  # (N, head)
         else:
