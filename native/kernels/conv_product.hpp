@@ -9,6 +9,7 @@
 #include "../runtime/call.hpp"
 #include "conv_finish.hpp"
 #include "conv_gather.hpp"
+#include "conv_taps.hpp"
 
 namespace tinytl {
 namespace TINYTL_ISA {
@@ -39,6 +40,91 @@ struct Pack {
           data(&body) {}
 };
 
+// Whether the taps' values are read where they lie: where enough of them lie side by side, and a line of taps of a
+// panel fits the scratch memory.
+static inline bool reads_in_place(const Gather& g) {
+    return !g.direct() && g.na > 0 && g.nb > 0 && g.depth >= 8 &&
+           g.nb * g.depth * max_vectors * W <= scratch_floats - sum_floats;
+}
+
+// As `multiply_rows`, by conv_taps.hpp.
+template <class Finish>
+void multiply_taps(const Call& call, const Gather& g, int64_t groups, int64_t columns, bool aligned, const Pack& pack,
+                   const Finish& finish, bool sums) {
+    const Panels panels(columns);
+    const int64_t rows = g.rows(), channels = groups * columns;
+    const int64_t parts = parts_of(rows, channels), units = groups * panels.count, threads = call.threads.count();
+    const int64_t at_most = rows_of_taps(pieces(pieces(columns, W), panels.count)), tiles = count_tiles(g, at_most);
+
+    // Some lines of taps at a time.
+    const int64_t line = g.nb * g.depth;
+    const int64_t line_pieces = pieces(g.na, most(1, k_piece / line)), lines_at_once = pieces(g.na, line_pieces);
+    const int64_t at_once = (scratch_floats - sum_floats) / (lines_at_once * line * W);  // vectors of columns that fit
+    const bool together = g.depth == g.channels && g.db == 1;  // a line's taps are one run
+
+    const int64_t vectors = groups * pieces(columns, W);
+    const int64_t by_rows = vectors * (pieces(parts, threads) * rows / parts + 8);
+    const int64_t by_columns = pieces(units, threads) * pieces(vectors, units) * (rows + 8);
+    const bool share_rows = by_rows <= by_columns || !aligned;
+
+    call.threads.run([&](int thread) {
+        const int64_t unit_begin = share_rows ? 0 : units * thread / threads;
+        const int64_t unit_end = share_rows ? units : units * (thread + 1) / threads;
+        const int64_t part_begin = share_rows ? parts * thread / threads : 0;
+        const int64_t part_end = share_rows ? parts * (thread + 1) / threads : parts;
+        float* own_sums = reinterpret_cast<float*>(call.scratch_of(thread));
+        float* packed = own_sums + sum_floats;
+        if (sums) clear_floats(own_sums, parts * channels);
+        if (part_begin == part_end) return;
+
+        for (int64_t unit = unit_begin; unit < unit_end;) {
+            const int64_t group = unit / panels.count, p0 = unit % panels.count;
+            int64_t p1 = p0, wide = 0;
+            while (p1 < panels.count && unit + p1 - p0 < unit_end && (p1 == p0 || wide + panels.vectors(p1) <= at_once))
+                wide += panels.vectors(p1++);
+            unit += p1 - p0;
+            for (int64_t piece = 0; piece < line_pieces; ++piece) {
+                const int64_t a0 = g.na * piece / line_pieces, a1 = g.na * (piece + 1) / line_pieces;
+                int64_t at = 0;
+                for (int64_t p = p0; p < p1; ++p) {
+                    pack.write(pack.data, packed + at, group, panels.begin(p), panels.width(p), a0 * line, a1 * line);
+                    at += (a1 - a0) * line * panels.vectors(p) * W;
+                }
+                for (int64_t part = part_begin; part < part_end; ++part) {
+                    const auto tile = [&](int64_t, int64_t begin, int64_t end, const SameTaps& down, const SameTaps& right) {
+                        int64_t source[8], target[8];
+                        place_rows(g, down, right, begin, end, source, target);
+                        const int64_t first = most(a0, down.first), last = least(a1, down.last);
+                        const int64_t taps = right.last - right.first;
+                        Runs runs;
+                        runs.rows = source;
+                        runs.lines = most(0, last - first);
+                        runs.taps = together ? 1 : taps;
+                        runs.depth = together ? taps * g.depth : g.depth;
+                        runs.a = g.source + (first * g.da * g.sw + right.first * g.db) * g.channels + group * g.depth;
+                        runs.a_line = g.da * g.sw * g.channels;
+                        runs.a_tap = g.db * g.channels;
+                        const float* b = packed;
+                        for (int64_t p = p0; p < p1; ++p) {
+                            const int64_t nv = panels.vectors(p), channel = group * columns + panels.begin(p);
+                            const int64_t width = panels.width(p);
+                            runs.b = b + ((first - a0) * line + right.first * g.depth) * nv * W;
+                            runs.b_line = line * nv * W;
+                            runs.b_tap = g.depth * nv * W;
+                            const Spot spot{target,     0, channel, width, piece == 0, piece == line_pieces - 1,
+                                            sums ? own_sums + part * channels + channel : nullptr};
+                            if (half_is_enough(width)) any_runs_tile<Half>(nv, end - begin, runs, finish, spot);
+                            else any_runs_tile<Full>(nv, end - begin, runs, finish, spot);
+                            b += (a1 - a0) * line * nv * W;
+                        }
+                    };
+                    for_tiles(g, at_most, tiles * part / parts, tiles * (part + 1) / parts, tile);
+                }
+            }
+        }
+    });
+}
+
 // Multiply the rows of A by the columns of each group, and hand each tile to `finish`. `aligned`: whether each panel's
 // bits of the mask are whole bytes. `sums`: whether sums over rows are wanted; they are left at the beginning of each
 // thread's scratch memory, (parts, channels), see `add_sums` in conv_dx.cpp.
@@ -48,6 +134,7 @@ void multiply_rows(const Call& call, const Gather& g, int64_t groups, int64_t co
     const Panels panels(columns);
     const int64_t rows = g.rows(), k = g.k(), channels = groups * columns;
     if (rows == 0) return;
+    if (reads_in_place(g)) return multiply_taps(call, g, groups, columns, aligned, pack, finish, sums);
     const int64_t parts = parts_of(rows, channels), units = groups * panels.count, threads = call.threads.count();
     const bool direct = g.direct(), in_order = g.in_order();
 
