@@ -91,8 +91,8 @@ void multiply_taps(const Call& call, const Gather& g, int64_t groups, int64_t co
                     at += (a1 - a0) * line * panels.vectors(p) * W;
                 }
                 for (int64_t part = part_begin; part < part_end; ++part) {
-                    const auto tile = [&](int64_t, int64_t begin, int64_t end, const SameTaps& down, const SameTaps& right) {
-                        int64_t source[8], target[8];
+                    const auto tile = [&](int64_t begin, int64_t end, const SameTaps& down, const SameTaps& right) {
+                        int64_t source[most_runs], target[most_runs];
                         place_rows(g, down, right, begin, end, source, target);
                         const int64_t first = most(a0, down.first), last = least(a1, down.last);
                         const int64_t taps = right.last - right.first;
@@ -113,8 +113,7 @@ void multiply_taps(const Call& call, const Gather& g, int64_t groups, int64_t co
                             runs.b_tap = g.depth * nv * W;
                             const Spot spot{target,     0, channel, width, piece == 0, piece == line_pieces - 1,
                                             sums ? own_sums + part * channels + channel : nullptr};
-                            if (half_is_enough(width)) any_runs_tile<Half>(nv, end - begin, runs, finish, spot);
-                            else any_runs_tile<Full>(nv, end - begin, runs, finish, spot);
+                            any_runs_tile(nv, end - begin, runs, finish, spot);
                             b += (a1 - a0) * line * nv * W;
                         }
                     };

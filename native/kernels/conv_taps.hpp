@@ -11,7 +11,8 @@ namespace tinytl {
 namespace TINYTL_ISA {
 
 // Rows of a tile: each has an address of its own in a register.
-static inline int64_t rows_of_taps(int64_t vectors) { return least(8, rows_of_tile(vectors)); }
+inline constexpr int most_runs = 8;
+static inline int64_t rows_of_taps(int64_t vectors) { return least(most_runs, rows_of_tile(vectors)); }
 
 // `lines` x `taps` runs of `depth` values of A, and the rows of B that they are multiplied by.
 struct Runs {
@@ -22,8 +23,9 @@ struct Runs {
     int64_t a_line, a_tap, b_line, b_tap;  // from one to the next
 };
 
-template <int MR, int NV, class Last, class Finish>
-__attribute__((noinline)) void runs_tile(const Runs& runs, const Finish& finish, const Spot& spot) {
+// The sums of a tile, left at `to` (MR, NV): what is done with them is compiled apart, once for all numbers of rows.
+template <int MR, int NV, class Last>
+__attribute__((noinline)) void runs_tile(const Runs& runs, vf* to) {
     typedef typename Last::type last;
     vf acc[MR][NV > 1 ? NV - 1 : 1];
     last end[MR];
@@ -56,33 +58,40 @@ __attribute__((noinline)) void runs_tile(const Runs& runs, const Finish& finish,
             }
         }
     }
-    vf all[MR][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 4
-        for (int v = 0; v < NV - 1; ++v) all[r][v] = acc[r][v];
-        all[r][NV - 1] = Last::widen(end[r]);
+        for (int v = 0; v < NV - 1; ++v) to[r * NV + v] = acc[r][v];
+        to[r * NV + NV - 1] = Last::widen(end[r]);
     }
-    finish(all, spot);
 }
 
-template <int NV, class Last, class Finish, int MR = least_of(8, tile_rows<NV>)>
-TINYTL_INLINE void runs_tile_of(int64_t rows, const Runs& runs, const Finish& finish, const Spot& spot) {
+template <int NV, class Last, int MR = tile_rows<NV> < most_runs ? tile_rows<NV> : most_runs>
+TINYTL_INLINE void runs_tile_of(int64_t rows, const Runs& runs, vf* to) {
     if constexpr (MR > 1) {
-        if (rows < MR) return runs_tile_of<NV, Last, Finish, MR - 1>(rows, runs, finish, spot);
+        if (rows < MR) return runs_tile_of<NV, Last, MR - 1>(rows, runs, to);
     }
-    runs_tile<MR, NV, Last>(runs, finish, spot);
+    runs_tile<MR, NV, Last>(runs, to);
 }
 
-template <class Last, class Finish>
-TINYTL_INLINE void any_runs_tile(int64_t vectors, int64_t rows, const Runs& runs, const Finish& finish,
+template <int NV, class Finish>
+__attribute__((noinline)) void runs_tile_and_finish(int64_t rows, const Runs& runs, const Finish& finish,
+                                                    const Spot& spot) {
+    vf sums[most_runs][NV];
+    if (half_is_enough(spot.width)) runs_tile_of<NV, Half>(rows, runs, sums[0]);
+    else runs_tile_of<NV, Full>(rows, runs, sums[0]);
+    finish.template operator()<most_runs, NV, false>(sums, spot, static_cast<int>(rows));
+}
+
+template <class Finish>
+static inline void any_runs_tile(int64_t vectors, int64_t rows, const Runs& runs, const Finish& finish,
                                  const Spot& spot) {
     if constexpr (max_vectors == 4) {
-        if (vectors == 4) return runs_tile_of<4, Last>(rows, runs, finish, spot);
-        if (vectors == 3) return runs_tile_of<3, Last>(rows, runs, finish, spot);
+        if (vectors == 4) return runs_tile_and_finish<4>(rows, runs, finish, spot);
+        if (vectors == 3) return runs_tile_and_finish<3>(rows, runs, finish, spot);
     }
-    if (vectors == 2) return runs_tile_of<2, Last>(rows, runs, finish, spot);
-    runs_tile_of<1, Last>(rows, runs, finish, spot);
+    if (vectors == 2) return runs_tile_and_finish<2>(rows, runs, finish, spot);
+    runs_tile_and_finish<1>(rows, runs, finish, spot);
 }
 
 // Neighbouring points [begin, end) of one axis of the grid that have the same taps [first, last) in the image.
@@ -106,7 +115,7 @@ private:
     }
 };
 
-// Call body(number of the tile, its rows in the block, down, right) for tiles [begin, end), counted over all blocks of
+// Call body(first row in the block, behind the last, down, right) for tiles [begin, end), counted over all blocks of
 // points with the same taps, of `at_once` rows at most.
 template <class Body>
 TINYTL_INLINE void for_tiles(const Gather& g, int64_t at_once, int64_t begin, int64_t end, Body&& body) {
@@ -118,7 +127,7 @@ TINYTL_INLINE void for_tiles(const Gather& g, int64_t at_once, int64_t begin, in
             const int64_t points = g.images * (down.end - down.begin) * (right.end - right.begin);
             const int64_t tiles = pieces(points, at_once);
             for (int64_t t = most(0, begin - number); t < least(tiles, end - number); ++t)
-                body(number + t, points * t / tiles, points * (t + 1) / tiles, down, right);
+                body(points * t / tiles, points * (t + 1) / tiles, down, right);
             number += tiles;
             j = right.end;
         }

@@ -25,7 +25,6 @@ template <int NV>
 inline constexpr int tile_rows = NV == 2 ? 6 : 10;
 #endif
 
-static constexpr int least_of(int a, int b) { return a < b ? a : b; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 static inline int64_t pieces(int64_t total, int64_t size) { return (total + size - 1) / size; }
