@@ -20,6 +20,7 @@ inline constexpr int64_t sum_floats = 8192;       // sums over rows: parts x cha
 inline constexpr int64_t block_rows = 512;        // rows gathered at a time, at most
 inline constexpr int64_t gathered_floats = 18432; // of A, where it has to be gathered
 inline constexpr int64_t most_parts = 16, part_rows = 64;
+inline constexpr int64_t least_k_of_half = 48;  // below, what follows the product takes longer
 inline constexpr int64_t k_piece = 512;  // k at a time: the sums are kept in registers that long
 
 static inline int64_t parts_of(int64_t rows, int64_t channels) {
@@ -188,20 +189,29 @@ void multiply_rows(const Call& call, const Gather& g, int64_t groups, int64_t co
                             gather_rows(g, group * g.depth, row, n, k0, k1, gathered, stride);
                         }
                         if (!in_order) target_pixels(g, row, n, pixels);
+                        int64_t offsets[most_runs];
+                        for (int r = 0; r < most_runs; ++r) offsets[r] = r * stride;
                         const float* b = packed;
                         for (int64_t p = p0; p < p1; ++p) {
                             const int64_t nv = panels.vectors(p), channel = group * columns + panels.begin(p);
-                            const int64_t tiles = pieces(n, rows_of_tile(nv));
-                            for (int64_t t = 0; t < tiles; ++t) {
-                                const int64_t r0 = n * t / tiles, r1 = n * (t + 1) / tiles;
+                            const int64_t width = panels.width(p), whole = rows_of_tile(nv), few = rows_of_taps(nv);
+                            const bool half = half_is_enough(width) && k1 - k0 >= least_k_of_half;
+                            for (int64_t r0 = 0, r1; r0 < n; r0 = r1) {
+                                const bool as_whole = !half && n - r0 >= whole;
+                                r1 = as_whole ? r0 + whole : least(n, r0 + few);
                                 const Spot spot{in_order ? nullptr : pixels + r0,
                                                 row + r0,
                                                 channel,
-                                                panels.width(p),
+                                                width,
                                                 piece == 0,
                                                 piece == k_pieces - 1,
                                                 sums ? own_sums + part * channels + channel : nullptr};
-                                any_tile<false>(nv, r1 - r0, {a + r0 * stride, stride, b, k1 - k0}, finish, spot);
+                                if (as_whole) {
+                                    whole_tile(nv, {a + r0 * stride, stride, b, k1 - k0}, finish, spot);
+                                    continue;
+                                }
+                                const Runs runs{a + r0 * stride, offsets, b, 1, 1, k1 - k0, 0, 0, 0, 0};
+                                any_runs_tile(nv, r1 - r0, runs, finish, spot);
                             }
                             b += (k1 - k0) * nv * W;
                         }

@@ -3,8 +3,8 @@
 // of 5 x 5 on 3 x 3 pixels those are 16 of 25 products, on 7 x 7 pixels 5 of 16.
 #pragma once
 
-#include "conv_gather.hpp"
 #include "conv_finish.hpp"
+#include "conv_gather.hpp"
 #include "last_vector.hpp"
 
 namespace tinytl {
@@ -14,7 +14,8 @@ namespace TINYTL_ISA {
 inline constexpr int most_runs = 8;
 static inline int64_t rows_of_taps(int64_t vectors) { return least(most_runs, rows_of_tile(vectors)); }
 
-// `lines` x `taps` runs of `depth` values of A, and the rows of B that they are multiplied by.
+// `lines` x `taps` runs of `depth` values of A, and the rows of B that they are multiplied by. (One run of a row that
+// lies in one piece: what is left over by the tiles of gemm.hpp, and panels that end with half a vector.)
 struct Runs {
     const float* a;                     // of row 0
     const int64_t* rows;                // where each row of the tile begins, from `a` on
