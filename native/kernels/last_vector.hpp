@@ -26,7 +26,8 @@ struct Half {
     static __mmask8 lanes(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }
     static type whole(const float* p) { return reinterpret_cast<type>(_mm256_loadu_ps(p)); }
     static vf widen(type v) {  // zeros behind it
-        return reinterpret_cast<vf>(_mm512_zextps256_ps512(reinterpret_cast<__m256>(v)));
+        const __m256d low = reinterpret_cast<__m256d>(v);
+        return reinterpret_cast<vf>(_mm512_maskz_insertf64x4(0xff, _mm512_setzero_pd(), low, 0));
     }
     static type load(const float* p, int64_t n) { return reinterpret_cast<type>(_mm256_maskz_loadu_ps(lanes(n), p)); }
     static void store(float* p, type v, int64_t n) { _mm256_mask_storeu_ps(p, lanes(n), reinterpret_cast<__m256>(v)); }
