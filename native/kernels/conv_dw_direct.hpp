@@ -6,6 +6,7 @@
 
 #include "../runtime/call.hpp"
 #include "conv_gather.hpp"
+#include "last_vector.hpp"
 
 namespace tinytl {
 namespace TINYTL_ISA {
@@ -19,31 +20,6 @@ struct TapLines {
 };
 
 inline constexpr int64_t pixels_of_sum = 256;  // added up in registers at a time, which keeps rounding errors small
-
-// The last vector of a tile, of which `n` lanes stand for something. Half as wide a one costs half as much on
-// processors that run AVX-512 in two halves, and as much on others.
-struct Full {
-    typedef vf type;
-    static vf load(const float* p, int64_t n) {
-        return W == 4 ? tinytl::TINYTL_ISA::load(p) : load_part(p, n);  // of 4: always whole, see `fits_direct`
-    }
-    static void store(float* p, vf v, int64_t n) {  // AMD's masked stores of AVX2 are slow
-        if (n == W) tinytl::TINYTL_ISA::store(p, v);
-        else store_part(p, v, n);
-    }
-};
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-inline constexpr bool halves = true;
-struct Half {
-    typedef float type __attribute__((vector_size(W / 2 * sizeof(float))));
-    static __mmask8 lanes(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }
-    static type load(const float* p, int64_t n) { return reinterpret_cast<type>(_mm256_maskz_loadu_ps(lanes(n), p)); }
-    static void store(float* p, type v, int64_t n) { _mm256_mask_storeu_ps(p, lanes(n), reinterpret_cast<__m256>(v)); }
-};
-#else
-inline constexpr bool halves = false;
-typedef Full Half;
-#endif
 
 // to[r stride + c] += sum over pixels of grad[pixel][r] x[pixel][c] for MR x width, width <= NV W.
 template <int MR, int NV, class Last>
@@ -170,8 +146,8 @@ static inline void direct_conv_dw(const Call& call, const Gather& g, const float
         for (int64_t p = p_begin; p < p_end; ++p) {
             t.x = g.source + pixel * g.channels + group * g.depth + panels.begin(p);
             float* to = result + (group * rows + r0) * columns + tap * g.depth + panels.begin(p);
-            const int64_t width = panels.width(p), tail = (width - 1) % W + 1;
-            if (halves && tail <= W / 2) any_tap_tile<Half>(r1 - r0, t, width, to, columns);
+            const int64_t width = panels.width(p);
+            if (half_is_enough(width)) any_tap_tile<Half>(r1 - r0, t, width, to, columns);
             else any_tap_tile<Full>(r1 - r0, t, width, to, columns);
         }
     };

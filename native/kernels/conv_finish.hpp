@@ -66,6 +66,18 @@ TINYTL_INLINE uint32_t read_bits(const uint8_t* row, int64_t c, int64_t n) {
     return bits >> shift;
 }
 
+// Call body(r) for the rows of a tile. Those in registers are all of MR, and are known by number when this is compiled.
+template <int MR, bool in_registers, class Body>
+TINYTL_INLINE void for_rows(int rows, const Body& body) {
+    if constexpr (in_registers) {
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) body(r);
+    } else {
+#pragma GCC unroll 1
+        for (int r = 0; r < rows; ++r) body(r);
+    }
+}
+
 // y = act(sums + bias + residual), and one bit an element.
 struct Forward {
     float* y;
@@ -78,8 +90,8 @@ struct Forward {
 
     static constexpr bool sums = false;
 
-    template <int MR, int NV>
-    inline __attribute__((always_inline)) void operator()(vf (&acc)[MR][NV], const Spot& spot) const {
+    template <int MR, int NV, bool in_registers = true>
+    inline __attribute__((always_inline)) void operator()(vf (&acc)[MR][NV], const Spot& spot, int rows = MR) const {
         // Copies: what is stored could change the fields themselves, for all the compiler knows.
         const int64_t tail = spot.width - (NV - 1) * W, step = channels, first = spot.channel, width = spot.width;
         const int64_t* const pixels = spot.pixels;
@@ -95,8 +107,7 @@ struct Forward {
             const float* from = bias + first + v * W;
             add[v] = !bias || !spot.first ? vf{} : v == NV - 1 ? load_part(from, tail) : load(from);
         }
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) {
+        const auto row_of_tile = [&](int r) __attribute__((always_inline)) {
             const int64_t pixel = pixels ? pixels[r] : pixel0 + r;
             float* const to = out + pixel * step + first;
             vf z[NV];
@@ -123,7 +134,8 @@ struct Forward {
             for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
             if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
             else store_part(to + (NV - 1) * W, z[NV - 1], tail);
-        }
+        };
+        for_rows<MR, in_registers>(rows, row_of_tile);
     }
 };
 
@@ -137,8 +149,8 @@ struct Backward {
 
     static constexpr bool sums = true;
 
-    template <int MR, int NV>
-    inline __attribute__((always_inline)) void operator()(vf (&acc)[MR][NV], const Spot& spot) const {
+    template <int MR, int NV, bool in_registers = true>
+    inline __attribute__((always_inline)) void operator()(vf (&acc)[MR][NV], const Spot& spot, int rows = MR) const {
         const int64_t tail = spot.width - (NV - 1) * W, step = channels, first = spot.channel;
         const int64_t* const pixels = spot.pixels;
         const int64_t pixel0 = spot.pixel, bytes = mask_bytes;
@@ -150,8 +162,7 @@ struct Backward {
         vf total[NV];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) total[v] = vf{};
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) {
+        const auto row_of_tile = [&](int r) __attribute__((always_inline)) {
             const int64_t pixel = pixels ? pixels[r] : pixel0 + r;
             float* const to = out + pixel * step + first;
             vf z[NV];
@@ -176,7 +187,8 @@ struct Backward {
             for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
             if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
             else store_part(to + (NV - 1) * W, z[NV - 1], tail);
-        }
+        };
+        for_rows<MR, in_registers>(rows, row_of_tile);
         if (!spot.sums || !spot.last) return;
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {

@@ -106,5 +106,16 @@ TINYTL_INLINE void any_tile(int64_t vectors, int64_t rows, const Product& produc
     tile_of<1, along_rows>(rows, product, finish, spot);
 }
 
+// A tile of rows_of_tile(vectors) rows, whose elements of A lie side by side.
+template <class Finish, class Spot>
+TINYTL_INLINE void whole_tile(int64_t vectors, const Product& product, const Finish& finish, const Spot& spot) {
+    if constexpr (max_vectors == 4) {
+        if (vectors == 4) return tile<tile_rows<4>, 4, false>(product, finish, spot);
+        if (vectors == 3) return tile<tile_rows<3>, 3, false>(product, finish, spot);
+    }
+    if (vectors == 2) return tile<tile_rows<2>, 2, false>(product, finish, spot);
+    tile<tile_rows<1>, 1, false>(product, finish, spot);
+}
+
 }  // namespace TINYTL_ISA
 }  // namespace tinytl
