@@ -115,8 +115,8 @@ class SearchDisplay:
         """Say what is searched on what."""
         sizes = ", ".join(map(str, space.resolutions))
         print_line(
-            f"{space.architecture.base}: {len(space.genes)} choices, some 10^{space.log10_size:.0f} networks, at {sizes} px; "
-            f"{len(target.tune)} photographs to learn from, {len(target.held)} to choose by, "
+            f"{space.architecture.base}: {len(space.genes)} choices, 10^{space.log10_size:.0f} networks, at {sizes} "
+            f"px; {len(target.tune)} photographs to learn from, {len(target.held)} to choose by, "
             f"{len(target.classes)} classes",
             self._console,
         )

@@ -39,13 +39,13 @@ from .profile import Stopwatch
 from .session import make_shared, own_weights
 from .space import Choice, Space, make_space
 from .spec import SearchOptions, SearchSpec
-from .stages import EVOLUTION, FINALISTS, PAIRS, PLANS, Finalist, Pair, Stages
+from .stages import EVOLUTION, FINALISTS, PAIRS, PLANS, TIMES, Finalist, Pair, Stages
 from .target import Target, make_target
 from .tuning import TuneInfo, Tuning
 from .workers import Crew, Work
 
 SHARED, PROFILE, RESULT, WINNERS_RUN = "shared.safetensors", "profile.json", "result.json", "winner"
-FILES = (SEARCH, SHARED, PAIRS, PLANS, EVOLUTION, FINALISTS, PROFILE, RESULT, WINNER)
+FILES = (SEARCH, SHARED, PAIRS, PLANS, TIMES, EVOLUTION, FINALISTS, PROFILE, RESULT, WINNER)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _choose(
         del shared, tuning
         pairs = stages.pairs()
         predictor, unseen, tau = stages.predictor(pairs)
-        front = stages.evolve(predictor, pairs)
+        front = stages.evolve(predictor, pairs, stages.line(pairs))
         _tell(callbacks.on_front, front.candidates, space)
         finalists = stages.finalists(front, predictor)
         best = finalists[0]
@@ -261,7 +261,7 @@ def _conditions(spec: SearchSpec, train_set: PhotoSet) -> Conditions:
         micro_batch=spec.micro_batch,
         frozen_bits=spec.frozen_bits,
         optimizer_bits=spec.optimizer_bits,
-        multiply_adds=spec.max_multiply_adds is not None,
+        multiply_adds=spec.max_multiply_adds is not None or spec.max_step_seconds is not None,
     )
 
 

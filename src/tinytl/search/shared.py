@@ -2,7 +2,7 @@
 
 One set of weights serves all sub-networks of a space: lite residual modules are cut out of one another
 (`tinytl.search.elastic_lite`), a block's trained biases stand beside its frozen ones, the classifier is shared. A
-sub-network taken out of it (`copy_into_`) computes the same bits.
+sub-network built by itself, with the weights that it has here, computes the same bits.
 """
 
 from __future__ import annotations
@@ -116,6 +116,11 @@ class SharedNet(nn.Module):
         head = {f"{self.main.classifier}.{name}": value for name, value in self.classifier.named_parameters()}
         return functional_call(self.main.model, {**self._overrides, **head}, (images,))
 
+    @property
+    def trained_biases(self) -> dict[str, Tensor]:
+        """The main network's biases, by name, that are replaced by trained ones in what is chosen."""
+        return dict(self._overrides)
+
     def recalibrate_(self, images: Iterable[Tensor]) -> None:
         """Measure the main network's statistics for what is chosen, where they depend on it (in evaluation mode)."""
         self.main.recalibrate(images, self)
@@ -127,12 +132,13 @@ class SharedNet(nn.Module):
         module = self._modules_at.get(slot)
         if module is None:
             return out
-        lite = self._lite(slot)(input, module)
+        lite = self.lite_at(slot)(input, module)
         if lite.shape[-2:] != out.shape[-2:]:
             lite = F.interpolate(lite, size=out.shape[-2:], mode="bilinear", align_corners=False)
         return out + lite
 
-    def _lite(self, slot: int) -> Any:
+    def lite_at(self, slot: int) -> Any:
+        """The `SharedLite` of a slot."""
         return self.lite[str(slot)]
 
     def calibrate_(self, images: Callable[[], Iterable[Tensor]]) -> None:
@@ -155,7 +161,7 @@ class SharedNet(nn.Module):
         inputs, self._inputs = self._inputs, None
         for layer in ("norm1", "norm2"):
             for slot, seen in inputs.items():
-                calibrate_lite_(self._lite(slot), layer, seen)
+                calibrate_lite_(self.lite_at(slot), layer, seen)
         self.train(modes)
         self.choose(before)
 
@@ -164,7 +170,7 @@ class SharedNet(nn.Module):
         """Parameters of the sub-network that is chosen, which alone require gradients in the block."""
         used = [*self.classifier.parameters(), *(p for p in self._overrides.values() if isinstance(p, nn.Parameter))]
         for slot in self._modules_at:
-            full = self._lite(slot).full
+            full = self.lite_at(slot).full
             used += [p for name, p in full.named_parameters() if not (name == "norm2.bias" and slot in self._still)]
         self.requires_grad_(False)
         for parameter in used:
@@ -173,25 +179,3 @@ class SharedNet(nn.Module):
             yield used
         finally:
             self.requires_grad_(True)
-
-    @torch.no_grad()
-    def copy_into_(self, model: nn.Module, blocks: Mapping[int, str], rename: Callable[[str], str]) -> None:
-        """Copy what is learned into the sub-network that is chosen.
-
-        Args:
-            model: made of the space's `Choice` by `load` and ``adapt_(..., lean=False)``.
-            blocks: slot -> path of its block there.
-            rename: name of a bias in the main network -> its name in `model` before adapting.
-        """
-        for slot, module in self._modules_at.items():
-            target = model.get_submodule(f"{blocks[slot]}.lite")
-            target.load_state_dict({**target.state_dict(), **self._lite(slot).cut(module)})
-        there = dict(model.named_parameters())
-        beside = tuple(path for slot, path in blocks.items() if slot in self._modules_at)
-        for name, value in self._overrides.items():
-            ours = rename(name)
-            for path in beside:
-                if ours.startswith(f"{path}."):
-                    ours = f"{path}.block.{ours[len(path) + 1 :]}"
-            there[ours].copy_(value[: len(there[ours])])  # of a super-network, the channels that are there
-        model.get_submodule("classifier").load_state_dict(self.classifier.state_dict())

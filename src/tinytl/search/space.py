@@ -153,6 +153,7 @@ class Space:
 
     def method(self, genome: Genes) -> Method:
         """What trains, by the positions of the blocks that are there."""
+        genome = self.canonical(genome)
         position = {slot: at for at, slot in enumerate(self.active(genome))}
         lite = tuple((position[slot], *module) for slot, module in self.lite(genome).items())
         biases = tuple(position[slot] for slot in self.biases(genome))

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinytl._atomic import write_bytes
 from tinytl._interrupt import Stop
-from tinytl.errors import BudgetError
+from tinytl.errors import BudgetError, InputError
 
 from .architecture import Genes
 from .archive import Candidate, Planned
@@ -24,9 +24,11 @@ from .predictor import Predictor, cross_validated_tau
 from .profile import Stopwatch
 from .space import Space
 from .spec import SearchSpec
+from .timing import Line, probes, step_seconds
 from .workers import Crew
 
-PAIRS, PLANS, EVOLUTION, FINALISTS = "pairs.jsonl", "plans.jsonl", "evolution.json", "finalists.jsonl"
+PAIRS, PLANS, TIMES, EVOLUTION = "pairs.jsonl", "plans.jsonl", "times.jsonl", "evolution.json"
+FINALISTS = "finalists.jsonl"
 Told = Callable[[str, int, int], object]
 """Told a stage's name, how much of it is done, and how much there is."""
 
@@ -151,7 +153,20 @@ class Stages:
             unseen = cross_validated_tau(genomes, top1, cards, seed=seed)
             return Predictor.fit(genomes, top1, cards, seed=seed), unseen.predictions, unseen.tau
 
-    def evolve(self, predictor: Predictor, pairs: Sequence[Pair]) -> Front:
+    def line(self, pairs: Sequence[Pair]) -> Line | None:
+        """Measure steps of some of the pairs, where there is a bound on a step's time."""
+        if self._spec.max_step_seconds is None:
+            return None
+        lines, work = Lines(self._folder / TIMES), [pair.cost.multiply_adds or 0 for pair in pairs]
+        chosen = probes(work)
+        with self._watch.phase("measure"):
+            for at in chosen[len(lines.entries) :]:
+                self._stop.check()
+                choice = self._space.choice(np.array(pairs[at].genome))
+                lines.append({"multiply_adds": work[at], "seconds": step_seconds(choice, self._crew.conditions)})
+        return Line.through([e["multiply_adds"] for e in lines.entries], [e["seconds"] for e in lines.entries])
+
+    def evolve(self, predictor: Predictor, pairs: Sequence[Pair], line: Line | None = None) -> Front:
         """Evolve under the planned memory, from the pairs that fit and the default networks."""
         spec, path = self._spec, self._folder / EVOLUTION
         state = json.loads(path.read_text()) if path.exists() else None
@@ -164,7 +179,14 @@ class Stages:
             self._stop.check()
             with self._watch.phase("plan"):
                 costs = self.plans(list(genomes))
-            return [Planned(cost.memory_bytes, cost.multiply_adds, None) for cost in costs]
+            return [
+                Planned(
+                    cost.memory_bytes,
+                    cost.multiply_adds,
+                    None if line is None or cost.multiply_adds is None else line(cost.multiply_adds),
+                )
+                for cost in costs
+            ]
 
         def keep(state: Mapping[str, Any]) -> None:
             write_bytes(path, json.dumps(state).encode())
@@ -172,7 +194,8 @@ class Stages:
             self._stop.check()
 
         fitting = sorted((p for p in pairs if p.cost.memory_bytes <= spec.budget_bytes), key=lambda p: -p.top1)
-        bounds = {} if spec.max_multiply_adds is None else {"multiply_adds": spec.max_multiply_adds}
+        limits = {"multiply_adds": spec.max_multiply_adds, "step_seconds": spec.max_step_seconds}
+        bounds = {name: limit for name, limit in limits.items() if limit is not None}
         rng = np.random.default_rng((spec.seed, 5))
         first = [pair.genome for pair in fitting[: spec.population // 2]]
         first += [_key(self._space.sample(rng)) for _ in range(spec.population // 4)]
@@ -217,15 +240,18 @@ class Stages:
         self._told("measuring finalists", len(done), len(keys))
         with self._watch.phase("measure"):
             shared = self._crew.all("accuracy", left)
-            trials = self._crew.each("trial", left) if spec.finalist_epochs else ((at, None) for at in range(len(left)))
-            for at, trial in trials:
+            none = ((at, None) for at in range(len(left)))
+            for at, trial in self._crew.each("trial", left) if spec.finalist_epochs else none:
+                seconds = None if trial is None else trial.step_seconds
+                if spec.max_step_seconds is not None:  # by itself, where trials may have run side by side
+                    seconds = step_seconds(self._space.choice(left[at]), self._crew.conditions)
                 lines.append(
                     {
                         "genome": _list(left[at]),
                         "shared_top1": shared[at].top1,
                         "trained_top1": None if trial is None else trial.top1,
                         "trained_loss": None if trial is None else trial.loss,
-                        "step_seconds": None if trial is None else trial.step_seconds,
+                        "step_seconds": seconds,
                     }
                 )
                 self._told("measuring finalists", len(lines.entries), len(keys))
@@ -246,7 +272,7 @@ class Stages:
             )
             for line, cost, guess in zip(lines.entries, costs, predicted, strict=True)
         ]
-        return sorted(found, key=lambda finalist: finalist.rank)
+        return sorted(self._in_time(found), key=lambda finalist: finalist.rank)
 
     def _spread(self, ranked: Sequence[Candidate]) -> list[Candidate]:
         """The best of each resolution before the second best of any.
@@ -260,11 +286,28 @@ class Stages:
         heads = list(first.values())
         return (heads + [candidate for candidate in ranked if candidate not in heads])[: self._spec.finalists]
 
+    def _in_time(self, finalists: list[Finalist]) -> list[Finalist]:
+        """Those whose measured step is within the bound, if there is one. Raises InputError where none is."""
+        most = self._spec.max_step_seconds
+        if most is None:
+            return finalists
+        times = {f.genome: f.step_seconds or 0.0 for f in finalists}
+        within = [f for f in finalists if times[f.genome] <= most]
+        if not within:
+            raise InputError(
+                f"max_step_seconds is {most:g}: of the finalists the fastest takes {min(times.values()):.3g} seconds a "
+                "step; give that or more"
+            )
+        return within
+
     def _fits(self, candidate: Candidate) -> bool:
-        planned, most = candidate.planned, self._spec.max_multiply_adds
-        return planned.memory_bytes <= self._spec.budget_bytes and (
-            most is None or (planned.multiply_adds is not None and planned.multiply_adds <= most)
+        planned, spec = candidate.planned, self._spec
+        limits = (
+            (planned.memory_bytes, spec.budget_bytes),
+            (planned.multiply_adds, spec.max_multiply_adds),
+            (planned.step_seconds, spec.max_step_seconds),
         )
+        return all(most is None or (value is not None and value <= most) for value, most in limits)
 
     def _within(self, cost: Cost) -> bool:
         most = self._spec.max_multiply_adds

@@ -79,6 +79,11 @@ class Crew:
         self._here = Worker(work)
         self._pool: ProcessPoolExecutor | None = None
 
+    @property
+    def conditions(self) -> Conditions:
+        """That costs are planned for."""
+        return self._work.conditions
+
     def __enter__(self) -> Crew:
         return self
 
@@ -88,7 +93,7 @@ class Crew:
             self._pool = None
 
     def each(self, what: str, genomes: Iterable[Genes]) -> Generator[tuple[int, Any], None, None]:
-        """(index, result) of 'accuracy', 'cost' or 'trial' for each genome, as they are ready; of one process in order."""
+        """(index, result) of 'accuracy', 'cost' or 'trial' for each genome, as they are ready."""
         genomes = [np.asarray(genome) for genome in genomes]
         if self._processes == 1 or len(genomes) < 2:
             call: Callable[[Genes], Any] = getattr(self._here, what)
