@@ -29,14 +29,15 @@ from tinytl._run_folder import CHECKPOINT, PREVIOUS, SETTINGS, made_folder
 from tinytl._threads import threads
 from tinytl.data import PhotoSet, refuse_among, resolve_split
 from tinytl.delta import check_names
-from tinytl.errors import RunError
+from tinytl.errors import BudgetError, RunError
 from tinytl.run import Callbacks, RunResult, train
 from tinytl.spec import FitOptions, RunOptions, TrainSpec
 
 from .archive import Candidate
-from .planned import Conditions, Cost
+from .planned import Conditions, Cost, cost_of
 from .profile import Stopwatch
 from .session import make_shared, own_weights
+from .shared import SharedNet
 from .space import Choice, Space, make_space
 from .spec import SearchOptions, SearchSpec
 from .stages import EVOLUTION, FINALISTS, PAIRS, PLANS, TIMES, Finalist, Pair, Stages
@@ -135,12 +136,14 @@ def search(
             _tell(callbacks.on_notice, note)
         settings = _settings(spec, space, train_set, test_set)
         conditions = _conditions(spec, train_set)
+        _refuse_too_small(spec, space, conditions)
+        shared = make_shared(target, space)  # refuses weights that do not fit; nothing is written yet
         with made_folder(out), lock_folder(out, callbacks.on_notice or (lambda _: None)):
             _refuse_other(out / SEARCH, settings)
             stop.advice = f"the same command with --resume goes on from {out}"
             work = Work(target, space, conditions, out / SHARED, options.threads)
             with Crew(work, options.processes) as crew:
-                found = _choose(spec, out, options, callbacks, stop, settings, work, crew)
+                found = _choose(spec, out, options, callbacks, stop, settings, work, crew, [shared])
     found.profile.stop()
     run = _train(spec, out, options, callbacks, found.choice, found.weights) if spec.epochs else None
     return SearchResult(out, space, run=run, **{f.name: getattr(found, f.name) for f in dataclasses.fields(_Found)
@@ -171,22 +174,24 @@ def _choose(
     settings: dict[str, Any],
     work: Work,
     crew: Crew,
+    fresh: list[SharedNet],
 ) -> _Found:
-    """Everything up to the winner's name, in a folder that nobody else writes to."""
+    """Everything up to the winner's name, in a folder that nobody else writes to.
+
+    ``fresh`` holds the super-network, and lets go of it when it is tuned: `Work` reads it from its file.
+    """
     space, target = work.space, work.target
     with _stopwatch(out / PROFILE) as watch:
         stages = Stages(spec, space, out, crew, stop, watch, lambda *done: _tell(callbacks.on_progress, *done))
-        stages.refuse_too_small()
-        shared = make_shared(target, space)  # refuses weights that do not fit, before anything is written
         remove_temporaries(out / name for name in FILES)
         if not (out / SEARCH).exists():
             write_bytes(out / SEARCH, json.dumps(settings, indent=2).encode() + b"\n")
         _tell(callbacks.on_start, space, target)
-        tuning = Tuning(shared, target, out / SHARED, options.checkpoint_seconds)
+        tuning = Tuning(fresh.pop(), target, out / SHARED, options.checkpoint_seconds)
         with watch.phase("fine-tune"):
             tuning.resume() if (out / SHARED).exists() else tuning.begin()
             tuning.run(stop, callbacks.on_tune)
-        del shared, tuning
+        del tuning
         pairs = stages.pairs()
         predictor, unseen, tau = stages.predictor(pairs)
         front = stages.evolve(predictor, pairs, stages.line(pairs))
@@ -199,11 +204,24 @@ def _choose(
             **choice.to_json(),
             "weights": spec.weights if weights is None else str(weights.relative_to(out)),
             "norm": spec.norm,
-            "pretrained": spec.pretrained,
+            "pretrained": spec.pretrained or weights is not None,
         }
         write_bytes(out / WINNER, json.dumps(winner, indent=2).encode() + b"\n")
     own = spec.weights if weights is None else str(weights)
     return _Found(choice, best.cost, tuple(pairs), tuple(unseen), tau, front.candidates, tuple(finalists), watch, own)
+
+
+def _refuse_too_small(spec: SearchSpec, space: Space, conditions: Conditions) -> None:
+    """Raise BudgetError where not even the smallest sub-network fits, and InputError for images that are too small."""
+    smallest = cost_of(space.choice(space.smallest()), conditions)
+    if smallest.memory_bytes > spec.budget_bytes:
+        raise BudgetError(
+            f"memory_budget is {spec.budget_bytes:,} bytes: the smallest sub-network of {spec.space} takes "
+            f"{smallest.memory_bytes:,} bytes to train at {space.resolutions[0]} px and a batch_size of "
+            f"{spec.batch_size}; give at least that, or a smaller --micro-batch or --resolutions",
+            smallest.memory_bytes,
+        )
+    cost_of(space.choice(space.default(0)), conditions)  # lite modules halve an image once more
 
 
 def _train(

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinytl._atomic import write_bytes
 from tinytl._interrupt import Stop
-from tinytl.errors import BudgetError, InputError
+from tinytl.errors import InputError
 
 from .architecture import Genes
 from .archive import Candidate, Planned
@@ -110,18 +110,6 @@ class Stages:
         self._spec, self._space, self._folder, self._crew = spec, space, folder, crew
         self._stop, self._watch, self._told = stop, watch, told
         self.plans = Plans(folder, crew)
-
-    def refuse_too_small(self) -> None:
-        """Raise BudgetError where not even the smallest sub-network fits, naming what it takes."""
-        with self._watch.phase("plan"):
-            smallest = self.plans([self._space.smallest()])[0]
-        if smallest.memory_bytes > self._spec.budget_bytes:
-            raise BudgetError(
-                f"memory_budget is {self._spec.budget_bytes:,} bytes: the smallest sub-network of {self._spec.space} "
-                f"takes {smallest.memory_bytes:,} bytes to train at {self._space.resolutions[0]} px and a batch_size "
-                f"of {self._spec.batch_size}; give at least that, or a smaller --micro-batch or --resolutions",
-                smallest.memory_bytes,
-            )
 
     def pairs(self) -> list[Pair]:
         """Measure random sub-networks, and the default one at each resolution among them."""

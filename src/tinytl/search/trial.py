@@ -34,7 +34,8 @@ def try_out(choice: Choice, target: Target, weights: Path | None, epochs: int) -
     """
     spec = target.spec
     own = str(weights) if weights is not None else spec.weights
-    backbone = base_network(choice.backbone, spec.pretrained, spec.norm, own, len(target.classes), spec.seed)
+    pretrained = spec.pretrained or weights is not None
+    backbone = base_network(choice.backbone, pretrained, spec.norm, own, len(target.classes), spec.seed)
     p = replace(backbone.preprocessing, resolution=choice.resolution)
     adaptation = adapt_(backbone.model, method(choice.method), resolution=choice.resolution, seed=spec.seed)
     if spec.frozen_bits < 32:

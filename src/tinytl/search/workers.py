@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ class Crew:
                 self._processes,
                 mp_context=multiprocessing.get_context("spawn"),  # fork would copy threads' locks
                 initializer=_begin,
-                initargs=(self._work, os.getpid()),
+                # a target of its own: what this process has decoded stays here
+                initargs=(replace(self._work, target=replace(self._work.target)), os.getpid()),
             )
         waiting: dict[Future[Any], int] = {}
         numbers = iter(range(len(genomes)))
