@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: setup demo test check format bench bench-device clean
+.PHONY: setup demo test check format bench bench-device bench-search clean
 
 setup: .venv/.installed .venv/.built
 
@@ -48,6 +48,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.memory_table
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.accuracy
+
+# Photographs and weights are yours: make bench-search SETS="signs=FOLDER cifar10=FOLDER" WEIGHTS=FILE
+bench-search: setup
+	$(BIN)/python -m benchmarks.search $(SETS) --weights $(WEIGHTS) --processes 2
 
 bench-device: setup
 	$(BIN)/python -m benchmarks.device

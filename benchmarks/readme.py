@@ -10,10 +10,13 @@ from typing import Any
 
 from tinytl.report import Column, markdown
 
+from .search_page import rows_of
+
 README = Path("README.md")
 STEPS, ACCURACY = Path("benchmarks/results/steps.json"), Path("benchmarks/results/accuracy.json")
 BUDGETS = Path("benchmarks/results/memory_table.json")
 DEVICE = Path("benchmarks/results/device.json")
+SEARCH = Path("benchmarks/results/search.json")
 LABELS = {
     ("ft-last", "bn", 8): "FT-Last",
     ("tinytl-b", "bn", 8): "TinyTL-B",
@@ -125,6 +128,26 @@ def accuracy_table(results: dict[str, Any]) -> str:
     return markdown(rows, columns)
 
 
+def search_table(results: dict[str, Any]) -> str:
+    """What searches found, after full training, beside the default network and random ones."""
+    names = {"signs": "hand signs", "cifar10": "CIFAR-10, 2,000 images"}
+    rows = [
+        {
+            **row,
+            "data": names.get(str(row["data"]), row["data"]),
+            "range": f"{row['mean']:.1%} ({row['low']:.1%} to {row['high']:.1%})",
+        }
+        for row in rows_of(results)
+    ]
+    columns = [
+        Column("data", "photographs"),
+        Column("kind", "network"),
+        Column("range", "top-1, mean (lowest to highest)"),
+        Column("planned", "planned", "MB", 2),
+    ]
+    return markdown(rows, columns)
+
+
 def _range(row: dict[str, Any], key: str) -> str:
     return f"{row[key]:.1%} ({row[f'{key}_low']:.1%} to {row[f'{key}_high']:.1%})"
 
@@ -136,6 +159,7 @@ def filled(text: str) -> str:
         ("budgets", BUDGETS, budgets_table),
         ("device", DEVICE, device_table),
         ("accuracy", ACCURACY, accuracy_table),
+        ("search", SEARCH, search_table),
     ):
         if path.exists():
             table = make(json.loads(path.read_text()))

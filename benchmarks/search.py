@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tinytl.memory.measured import adam, measure_training_step
 from tinytl.memory.step import StepSpec, build_batch, build_network
@@ -28,7 +29,9 @@ from tinytl.search.run import run_spec, search
 from tinytl.search.shown import FRONT, NETWORK, PREDICTED, draw, record
 from tinytl.search.space import Choice
 from tinytl.search.spec import SearchOptions, SearchSpec
+from tinytl.spec import RunOptions
 
+from . import readme
 from .machine import describe
 from .search_page import PAGE, PICTURES, page
 from .search_space import paper_setting
@@ -124,8 +127,6 @@ def measure(cell: Cell) -> dict[str, Any]:
 def _trained(cell: Cell, spec: SearchSpec, kind: str, choice: Choice, planned: int) -> dict[str, Any]:
     """A network after full training, on the photographs that no choice saw."""
     out = cell.folder / kind
-    from tinytl.spec import RunOptions
-
     asked = run_spec(spec, choice, spec.weights, epochs=EPOCHS)
     result = train(asked, out, options=RunOptions(threads=1, workers=1), resume=(out / "run.json").exists())
     e = result.evaluation
@@ -144,8 +145,6 @@ def _measured_bytes(choice: Choice, classes: int) -> int:
     """The most bytes alive in a step of the winner, as the allocator tells: what the plan promised."""
     spec = StepSpec(choice.backbone, choice.method, resolution=choice.resolution, classes=classes, threads=1)
     model, _ = build_network(spec)
-    import torch
-
     images, labels = build_batch(spec, torch.channels_last)
     return measure_training_step(model, images, labels, adam(model), repeats=0).peak_bytes
 
@@ -177,6 +176,7 @@ def main() -> None:
                 shutil.copy(cell.folder / picture, PICTURES / f"search_{cell.name}_{picture}")
     results = json.loads(RESULTS.read_text())
     PAGE.write_text(page(results))
+    readme.refresh()
     print(PAGE.read_text())
 
 

@@ -103,19 +103,20 @@ def page(results: dict[str, Any]) -> str:
         "# What searches find\n\n"
         f"Made by `python -m benchmarks.search` (see its help for the folders it takes); do not edit. Space: "
         f"{cells[0]['space']} with its real int8 ImageNet weights; {budget / 1e6:g} MB of planned memory a training "
-        f"step of 8 images; {results['epochs']} epochs of full training; {sentence(results['machine'])}. Every network is "
-        "measured on photographs that no choice saw. Default: TinyTL-L+B of the full network at the highest resolution "
-        "that fits the same budget. Random: the median of three random networks within the budget, for each seed. "
+        f"step of 8 images; {results['epochs']} epochs of full training; {sentence(results['machine'])}. Every network "
+        "is measured on photographs that no choice saw. Default: TinyTL-L+B of the full network at the highest "
+        "resolution that fits the same budget. Random: the median of three random networks within the budget, for each seed. "
         f"Mean, lowest and highest over {len({cell['seed'] for cell in cells})} seeds.\n\n"
         + markdown(rows_of(results), columns)
         + "\n## Each search\n\nKendall tau: predicted against measured accuracy of sub-networks that the predictor was "
         "not fitted to (five folds). In evaluation: the share of the search's time that went to fine-tuning and "
-        "measuring; the rest is planning, predicting and evolution.\n\n"
+        "measuring; the rest is planning, predicting and evolution. The plan of a run counts a batch that is read "
+        "ahead (24 bytes a pixel of a side squared, and 5 KB); the measured step stands without it.\n\n"
         + markdown(each, each_columns)
         + "\n## The paper's setting\n\nThe ProxylessNAS space of width 1.3 at batch 8 with the Flowers head (102 "
         "classes), every lite module and bias training. The paper does not say which networks it chose; counted by "
-        f"its rule here: the smallest, the median of {count} random ones, and the largest of the space; planned with frozen "
-        "weights at 8 bits, gradients, Adam's state and input included.\n\n"
+        f"its rule here: the smallest, the median of {count} random ones, and the largest of the space; planned with "
+        "frozen weights at 8 bits, gradients, Adam's state and input included.\n\n"
         + markdown(paper, paper_columns)
         + "\n## Pictures\n\n"
         + pictures

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, backbones, budgets, commands, device, memory_table, peers, readme, steps, throughput
+from benchmarks import (
+    accuracy,
+    backbones,
+    budgets,
+    commands,
+    device,
+    memory_table,
+    peers,
+    readme,
+    search,
+    steps,
+    throughput,
+)
 from tinytl.backbones import BACKBONES
 from tinytl.backbones.once_for_all import SPACES
 
@@ -29,7 +41,9 @@ def test_the_readme_holds_the_committed_results() -> None:
     assert readme.filled(text) == text
 
 
-@pytest.mark.parametrize("benchmark", [steps, backbones, throughput, accuracy, budgets, memory_table, device, peers])
+@pytest.mark.parametrize(
+    "benchmark", [steps, backbones, throughput, accuracy, budgets, memory_table, device, peers, search]
+)
 def test_the_pages_are_made_from_the_committed_results(benchmark) -> None:
     assert benchmark.page(json.loads(benchmark.RESULTS.read_text())) == benchmark.PAGE.read_text()
 

@@ -44,7 +44,18 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 KNOWN_EXCEPTIONS: set[tuple[str, str]] = set()
-EXTRAS = ("matplotlib", "timm", "tensorboard", "torchvision", "huggingface_hub", "peft", "sklearn", "optuna", "onnx")
+EXTRAS = (
+    "matplotlib",
+    "timm",
+    "tensorboard",
+    "torchvision",
+    "huggingface_hub",
+    "peft",
+    "sklearn",
+    "optuna",
+    "onnx",
+    "pymoo",
+)
 
 
 def modules() -> list[Path]:

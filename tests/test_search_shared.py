@@ -168,8 +168,11 @@ def test_calibrated_statistics_are_those_of_what_a_norm_receives() -> None:
         pooled = torch.nn.functional.avg_pool2d(torch.cat(inputs), 2)
         first = torch.nn.functional.conv2d(pooled, state["conv1.weight"], stride=2, padding=1, groups=2)
         mean, var = first.mean((0, 2, 3)), first.var((0, 2, 3), unbiased=False)
-        eps = runner.get_submodule("norm1").eps
-        normed = torch.nn.functional.batch_norm(first, mean, var, state["norm1.weight"], state["norm1.bias"], eps=eps)
+        norm = runner.get_submodule("norm1")
+        assert isinstance(norm, nn.BatchNorm2d)
+        normed = torch.nn.functional.batch_norm(
+            first, mean, var, state["norm1.weight"], state["norm1.bias"], eps=norm.eps
+        )
         second = torch.nn.functional.conv2d(normed.relu(), state["conv2.weight"])
     torch.testing.assert_close(state["norm1.running_mean"], first.mean((0, 2, 3)))
     torch.testing.assert_close(state["norm2.running_var"], second.var((0, 2, 3), unbiased=False))

