@@ -105,8 +105,8 @@ def page(results: dict[str, Any]) -> str:
         f"{cells[0]['space']} with its real int8 ImageNet weights; {budget / 1e6:g} MB of planned memory a training "
         f"step of 8 images; {results['epochs']} epochs of full training; {sentence(results['machine'])}. Every network "
         "is measured on photographs that no choice saw. Default: TinyTL-L+B of the full network at the highest "
-        "resolution that fits the same budget. Random: the median of three random networks within the budget, for each seed. "
-        f"Mean, lowest and highest over {len({cell['seed'] for cell in cells})} seeds.\n\n"
+        "resolution that fits the same budget. Random: the median of three random networks within the budget, for each "
+        f"seed. Mean, lowest and highest over {len({cell['seed'] for cell in cells})} seeds.\n\n"
         + markdown(rows_of(results), columns)
         + "\n## Each search\n\nKendall tau: predicted against measured accuracy of sub-networks that the predictor was "
         "not fitted to (five folds). In evaluation: the share of the search's time that went to fine-tuning and "

