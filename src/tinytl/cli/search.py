@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from tinytl._options import Option, options_of
 from tinytl.errors import InputError
@@ -65,7 +67,7 @@ def search(
 
 
 class SearchDisplay:
-    """A bar for each stage, and the front when evolution has found it.
+    """A bar for each stage, and while evolution goes the front so far.
 
     Attributes:
         notes: what the search said that the user should know, also printed on stderr unless ``quiet``.
@@ -85,11 +87,16 @@ class SearchDisplay:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._front: Table | None = None
+        self._live = Live(console=console, transient=True, get_renderable=self._view)
 
     def __enter__(self) -> SearchDisplay:
         if self._console.is_terminal:  # into a file, a bar would leave one empty line
-            self._progress.start()
+            self._live.start()
         return self
+
+    def _view(self) -> RenderableType:
+        return Group(*(part for part in (self._front, self._progress) if part is not None))
 
     def __exit__(self, *error: object) -> None:
         self._end()
@@ -130,22 +137,8 @@ class SearchDisplay:
         self._move("fine-tuning", info.step, info.steps, f"loss {info.loss:.3f} at {info.resolution} px")
 
     def front(self, candidates: tuple[Candidate, ...], space: Space) -> None:
-        """Print what evolution found."""
-        import numpy as np
-
-        from tinytl.report import Column, table
-
-        some = [candidates[at] for at in np.unique(np.linspace(0, len(candidates) - 1, 8).astype(int))]
-        rows: list[dict[str, object]] = [
-            {
-                "memory": candidate.planned.memory_bytes,
-                "predicted": candidate.accuracy,
-                "network": _short(space, candidate.genome),
-            }
-            for candidate in some
-        ]
-        columns = [Column("memory", "planned", "MB", 2), Column("predicted", "predicted", "%"), Column("network", "")]
-        self._console.print(table(rows, columns))
+        """Show what evolution has found so far."""
+        self._front = front_table(candidates, space)
 
     def winner(self, prepared: Any) -> None:
         """The winner's own run begins: its display takes over."""
@@ -154,8 +147,8 @@ class SearchDisplay:
         self._run.start(prepared)
 
     def _end(self) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
+        if self._live.is_started:
+            self._live.stop()
 
     def _move(self, stage: str, done: int, total: int, figures: str) -> None:
         if stage not in self._tasks:
@@ -163,11 +156,32 @@ class SearchDisplay:
         self._progress.update(self._tasks[stage], completed=done, total=total, figures=figures)
 
 
+def front_table(candidates: tuple[Candidate, ...], space: Space) -> Table:
+    """Some of a front, from the least memory to the most."""
+    import numpy as np
+
+    from tinytl.report import Column, table
+
+    ordered = sorted(candidates, key=lambda candidate: candidate.planned.memory_bytes)
+    some = [ordered[at] for at in np.unique(np.linspace(0, len(ordered) - 1, 8).astype(int))] if ordered else []
+    rows: list[dict[str, object]] = [
+        {
+            "memory": candidate.planned.memory_bytes,
+            "predicted": candidate.accuracy,
+            "network": _short(space, candidate.genome),
+        }
+        for candidate in some
+    ]
+    columns = [Column("memory", "planned", "MB", 2), Column("predicted", "predicted", "%"), Column("network", "front")]
+    return table(rows, columns)
+
+
 def show(result: SearchResult, console: Console) -> None:
-    """The finalists, and what time went to, as tables."""
+    """The front, the finalists, and what time went to, as tables."""
     from tinytl.report import Column, table
     from tinytl.search.profile import COLUMNS
 
+    console.print(front_table(result.front, result.space))
     rows: list[dict[str, object]] = [
         {
             "network": _short(result.space, finalist.genome) + (" (default)" if finalist.default else ""),

@@ -34,6 +34,7 @@ from tinytl.run import Callbacks, RunResult, train
 from tinytl.spec import FitOptions, RunOptions, TrainSpec
 
 from .archive import Candidate
+from .generations import require_pymoo
 from .planned import Conditions, Cost, cost_of
 from .profile import Stopwatch
 from .session import make_shared, own_weights
@@ -57,7 +58,7 @@ class SearchCallbacks:
         on_start: told the space and the target before anything is learned.
         on_progress: told a stage's name, how much of it is done, and how much there is.
         on_tune: told each step of fine-tuning.
-        on_front: told the candidates of the front that evolution found, and the space.
+        on_front: told after each generation the candidates that no other beats so far, and the space.
         on_notice: told what the user should know.
         run: of the winner's run.
     """
@@ -126,6 +127,7 @@ def search(
     with stop_on_signals() as stop, threads(options.threads):
         refuse_among(spec.photos, out)
         _refuse_unless_free(out, resume)
+        require_pymoo()  # now, and not after an hour of fine-tuning
         space = make_space(spec.space, spec.resolution_list)
         train_set, test_set = resolve_split(
             spec.photos, spec.val_fraction, spec.split_seed, strict=options.strict, workers=options.workers
@@ -182,7 +184,16 @@ def _choose(
     """
     space, target = work.space, work.target
     with _stopwatch(out / PROFILE) as watch:
-        stages = Stages(spec, space, out, crew, stop, watch, lambda *done: _tell(callbacks.on_progress, *done))
+        stages = Stages(
+            spec,
+            space,
+            out,
+            crew,
+            stop,
+            watch,
+            lambda *done: _tell(callbacks.on_progress, *done),
+            lambda front: _tell(callbacks.on_front, front, space),
+        )
         remove_temporaries(out / name for name in FILES)
         if not (out / SEARCH).exists():
             write_bytes(out / SEARCH, json.dumps(settings, indent=2).encode() + b"\n")
@@ -195,7 +206,6 @@ def _choose(
         pairs = stages.pairs()
         predictor, unseen, tau = stages.predictor(pairs)
         front = stages.evolve(predictor, pairs, stages.line(pairs))
-        _tell(callbacks.on_front, front.candidates, space)
         finalists = stages.finalists(front, predictor)
         best = finalists[0]
         choice = space.choice(_array(best.genome))

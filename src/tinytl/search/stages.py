@@ -15,7 +15,7 @@ from tinytl._interrupt import Stop
 from tinytl.errors import InputError
 
 from .architecture import Genes
-from .archive import Candidate, Planned
+from .archive import Archive, Candidate, Planned
 from .evolve import Front, evolve
 from .generations import EvolveOptions
 from .lines import Lines
@@ -102,13 +102,22 @@ class Stages:
         stop: asked between two pieces of work.
         watch: told what time goes to.
         told: told how far a stage is.
+        front: told, after each generation, the candidates that no other beats so far.
     """
 
     def __init__(
-        self, spec: SearchSpec, space: Space, folder: Path, crew: Crew, stop: Stop, watch: Stopwatch, told: Told
+        self,
+        spec: SearchSpec,
+        space: Space,
+        folder: Path,
+        crew: Crew,
+        stop: Stop,
+        watch: Stopwatch,
+        told: Told,
+        front: Callable[[tuple[Candidate, ...]], object],
     ) -> None:
         self._spec, self._space, self._folder, self._crew = spec, space, folder, crew
-        self._stop, self._watch, self._told = stop, watch, told
+        self._stop, self._watch, self._told, self._front = stop, watch, told, front
         self.plans = Plans(folder, crew)
 
     def pairs(self) -> list[Pair]:
@@ -178,6 +187,8 @@ class Stages:
 
         def keep(state: Mapping[str, Any]) -> None:
             write_bytes(path, json.dumps(state).encode())
+            archive = Archive.from_json(np.array(self._space.cardinalities), state["archive"])
+            self._front(tuple(archive[place] for place in state["best"]))
             self._told("evolving", int(state["generation"]), spec.generations)
             self._stop.check()
 
