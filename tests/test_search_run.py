@@ -237,6 +237,8 @@ def test_what_is_given_beside_a_search_wins(tmp_path: Path) -> None:
     (tmp_path / "winner.json").write_text(json.dumps(winner))
     found = resolved({"backbone": str(tmp_path), "resolution": 64, "lr": 1e-3})
     assert found == {**winner, "resolution": 64, "lr": 1e-3}
+    profiled = tinytl("profile", "--backbone", tmp_path, "--repeats", 0, "--no-rss", "--json").json
+    assert (profiled["backbone"], profiled["method"], profiled["resolution"]) == (winner["backbone"], "bias(3)", 96)
     (tmp_path / "winner.json").write_text(json.dumps({**winner, "weights": "weights/x.safetensors"}))
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "x.safetensors").touch()

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tinytl._found import resolved
 from tinytl.spec import NORMS
 
 from . import completion
 from .output import AsJson, print_json
+
+METHOD, RESOLUTION, NORM = "tinytl-l+b", 224, "bn"
 
 
 def profile(
@@ -24,12 +27,12 @@ def profile(
             help="A name, or parts with + between; see `tinytl methods`.",
             autocompletion=completion.names(*completion.METHODS),
         ),
-    ] = "tinytl-l+b",
-    resolution: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
+    ] = METHOD,
+    resolution: Annotated[int, typer.Option(help="Pixels a side.")] = RESOLUTION,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
     classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 102,
-    norm: Annotated[str, typer.Option(help="bn or gn.", autocompletion=completion.names(*NORMS))] = "bn",
+    norm: Annotated[str, typer.Option(help="bn or gn.", autocompletion=completion.names(*NORMS))] = NORM,
     last_blocks: Annotated[int, typer.Option(help="Also train the last K blocks in full.")] = 0,
     frozen_bits: Annotated[int, typer.Option(help="Of the frozen weights: 32, 16 or 8.")] = 32,
     codebook: Annotated[
@@ -60,6 +63,13 @@ def profile(
         raise UnknownNameError("comparison", compare, ("stock",))
     if repeats < 0:
         raise InputError(f"--repeats {repeats}: expected 0 or more")
+    # a search's folder brings what is not given beside it
+    brought = resolved({"backbone": backbone})
+    if brought["backbone"] != backbone:
+        backbone = brought["backbone"]
+        method = brought["method"] if method == METHOD else method
+        resolution = brought["resolution"] if resolution == RESOLUTION else resolution
+        norm = brought["norm"] if norm == NORM else norm
     spec = StepSpec(
         backbone=backbone,
         method=method,

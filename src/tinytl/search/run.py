@@ -11,37 +11,42 @@ The folder holds a file for each of these, and the whole can be cut at any insta
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinytl._atomic import remove_temporaries, write_bytes
-from tinytl._differences import differences
 from tinytl._found import SEARCH, WINNER
 from tinytl._interrupt import Stop, stop_on_signals
 from tinytl._lock import lock_folder
 from tinytl._run_folder import CHECKPOINT, PREVIOUS, SETTINGS, made_folder
 from tinytl._threads import threads
-from tinytl.data import PhotoSet, refuse_among, resolve_split
+from tinytl.data import refuse_among, resolve_split
 from tinytl.delta import check_names
-from tinytl.errors import BudgetError, RunError
 from tinytl.run import Callbacks, RunResult, train
 from tinytl.spec import FitOptions, RunOptions, TrainSpec
 
 from .archive import Candidate
+from .begin import (
+    conditions_of,
+    kept_stopwatch,
+    refuse_other,
+    refuse_too_small,
+    refuse_unless_free,
+    settings_of,
+)
 from .generations import require_pymoo
-from .planned import Conditions, Cost, cost_of
+from .planned import Cost
 from .profile import Stopwatch
+from .records import PLANS, Finalist, Pair
 from .session import make_shared, own_weights
 from .shared import SharedNet
 from .space import Choice, Space, make_space
 from .spec import SearchOptions, SearchSpec
-from .stages import EVOLUTION, FINALISTS, PAIRS, PLANS, TIMES, Finalist, Pair, Stages
+from .stages import EVOLUTION, FINALISTS, PAIRS, TIMES, Stages
 from .target import Target, make_target
 from .tuning import TuneInfo, Tuning
 from .workers import Crew, Work
@@ -126,7 +131,7 @@ def search(
     options, callbacks, out = options or SearchOptions(), callbacks or SearchCallbacks(), Path(out)
     with stop_on_signals() as stop, threads(options.threads):
         refuse_among(spec.photos, out)
-        _refuse_unless_free(out, resume)
+        refuse_unless_free(out, resume)
         require_pymoo()  # now, and not after an hour of fine-tuning
         space = make_space(spec.space, spec.resolution_list)
         train_set, test_set = resolve_split(
@@ -136,16 +141,16 @@ def search(
         check_names(train_set.classes, dataclasses.asdict(target.preprocessing))
         for note in (*train_set.notes, *test_set.notes):
             _tell(callbacks.on_notice, note)
-        settings = _settings(spec, space, train_set, test_set)
-        conditions = _conditions(spec, train_set)
-        _refuse_too_small(spec, space, conditions)
+        asked = settings_of(spec, space, train_set, test_set)
+        conditions = conditions_of(spec, train_set)
+        refuse_too_small(spec, space, conditions)
         shared = make_shared(target, space)  # refuses weights that do not fit; nothing is written yet
         with made_folder(out), lock_folder(out, callbacks.on_notice or (lambda _: None)):
-            _refuse_other(out / SEARCH, settings)
+            refuse_other(out / SEARCH, asked)
             stop.advice = f"the same command with --resume goes on from {out}"
             work = Work(target, space, conditions, out / SHARED, options.threads)
             with Crew(work, options.processes) as crew:
-                found = _choose(spec, out, options, callbacks, stop, settings, work, crew, [shared])
+                found = _choose(spec, out, options, callbacks, stop, asked, work, crew, [shared])
     found.profile.stop()
     run = _train(spec, out, options, callbacks, found.choice, found.weights) if spec.epochs else None
     return SearchResult(out, space, run=run, **{f.name: getattr(found, f.name) for f in dataclasses.fields(_Found)
@@ -183,7 +188,7 @@ def _choose(
     ``fresh`` holds the super-network, and lets go of it when it is tuned: `Work` reads it from its file.
     """
     space, target = work.space, work.target
-    with _stopwatch(out / PROFILE) as watch:
+    with kept_stopwatch(out / PROFILE) as watch:
         stages = Stages(
             spec,
             space,
@@ -219,19 +224,6 @@ def _choose(
         write_bytes(out / WINNER, json.dumps(winner, indent=2).encode() + b"\n")
     own = spec.weights if weights is None else str(weights)
     return _Found(choice, best.cost, tuple(pairs), tuple(unseen), tau, front.candidates, tuple(finalists), watch, own)
-
-
-def _refuse_too_small(spec: SearchSpec, space: Space, conditions: Conditions) -> None:
-    """Raise BudgetError where not even the smallest sub-network fits, and InputError for images that are too small."""
-    smallest = cost_of(space.choice(space.smallest()), conditions)
-    if smallest.memory_bytes > spec.budget_bytes:
-        raise BudgetError(
-            f"memory_budget is {spec.budget_bytes:,} bytes: the smallest sub-network of {spec.space} takes "
-            f"{smallest.memory_bytes:,} bytes to train at {space.resolutions[0]} px and a batch_size of "
-            f"{spec.batch_size}; give at least that, or a smaller --micro-batch or --resolutions",
-            smallest.memory_bytes,
-        )
-    cost_of(space.choice(space.default(0)), conditions)  # lite modules halve an image once more
 
 
 def _train(
@@ -279,64 +271,6 @@ def run_spec(spec: SearchSpec, choice: Choice, weights: str | None, *, epochs: i
             seed=spec.seed,
         ),
     )
-
-
-def _conditions(spec: SearchSpec, train_set: PhotoSet) -> Conditions:
-    return Conditions(
-        classes=len(train_set.classes),
-        norm=spec.norm,
-        batch_size=spec.batch_size,
-        micro_batch=spec.micro_batch,
-        frozen_bits=spec.frozen_bits,
-        optimizer_bits=spec.optimizer_bits,
-        multiply_adds=spec.max_multiply_adds is not None or spec.max_step_seconds is not None,
-    )
-
-
-def _settings(spec: SearchSpec, space: Space, train_set: PhotoSet, test_set: PhotoSet) -> dict[str, Any]:
-    """All that the search's result depends on, as plain data."""
-    return dataclasses.asdict(spec) | {
-        "resolutions": list(space.resolutions),
-        "train_photos": train_set.fingerprint(),
-        "test_photos": test_set.fingerprint(),
-        "classes": list(train_set.classes),
-    }
-
-
-def _refuse_unless_free(out: Path, resume: bool) -> None:
-    there = os.path.exists(out / SEARCH)
-    if there and not resume:
-        raise RunError(f"{out} holds a search already: go on with --resume, or give another folder with --out")
-    if resume and not there:
-        raise RunError(f"{out} holds no search to resume: leave --resume out, or give the search's folder with --out")
-
-
-def _refuse_other(path: Path, settings: dict[str, Any]) -> None:
-    """Raise RunError where a search was begun with other settings; the differences are listed."""
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}; give another folder with --out") from error
-    different = differences(json.loads(json.dumps(settings)), before)
-    if different:
-        raise RunError(
-            f"cannot resume {path.parent}: it was begun with other settings: {'; '.join(different)}; "
-            "use the same ones, or another folder"
-        )
-
-
-@contextlib.contextmanager
-def _stopwatch(path: Path) -> Iterator[Stopwatch]:
-    """Goes on from the file where the search is resumed, and is written whatever happens."""
-    watch = Stopwatch.from_json(json.loads(path.read_text())) if path.exists() else Stopwatch()
-    try:
-        yield watch
-    finally:
-        if path.parent.exists():
-            with contextlib.suppress(RunError):  # what it tells is worth less than what is being raised
-                write_bytes(path, json.dumps(watch.to_json()).encode())
 
 
 def _array(genome: tuple[int, ...]) -> Any:

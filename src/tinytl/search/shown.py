@@ -12,8 +12,8 @@ from tinytl.nn.lite_residual import lite_middle
 from .architecture import OnceForAll
 from .drawing import BlockRow, LiteRow, draw_network
 from .pictures import Point, draw_front, draw_predicted
+from .records import Finalist
 from .space import Space
-from .stages import Finalist
 
 FRONT, PREDICTED, NETWORK = "front.png", "predicted.png", "winner.png"
 

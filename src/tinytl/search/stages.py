@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,74 +21,15 @@ from .lines import Lines
 from .planned import Cost
 from .predictor import Predictor, cross_validated_tau
 from .profile import Stopwatch
+from .records import Finalist, Pair, Plans, key_of, listed
 from .space import Space
 from .spec import SearchSpec
 from .timing import Line, probes, step_seconds
 from .workers import Crew
 
-PAIRS, PLANS, TIMES, EVOLUTION = "pairs.jsonl", "plans.jsonl", "times.jsonl", "evolution.json"
-FINALISTS = "finalists.jsonl"
+PAIRS, TIMES, EVOLUTION, FINALISTS = "pairs.jsonl", "times.jsonl", "evolution.json", "finalists.jsonl"
 Told = Callable[[str, int, int], object]
 """Told a stage's name, how much of it is done, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A sub-network that was measured: its genome, its accuracy on the held-out fifth, and what it costs."""
-
-    genome: tuple[int, ...]
-    top1: float
-    loss: float
-    cost: Cost
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A candidate that was measured again.
-
-    Attributes:
-        genome, cost: of it.
-        predicted: top-1 by the predictor.
-        shared_top1: measured in the super-network.
-        trained_top1, trained_loss: trained by itself, on the held-out fifth; None where no epochs were asked for.
-        step_seconds: median of a training step, measured in that training.
-        default: whether it is the default network of that size.
-    """
-
-    genome: tuple[int, ...]
-    cost: Cost
-    predicted: float
-    shared_top1: float
-    trained_top1: float | None
-    trained_loss: float | None
-    step_seconds: float | None
-    default: bool
-
-    @property
-    def rank(self) -> tuple[float, ...]:
-        """By what finalists are compared, best first: held-out top-1, then loss, then memory."""
-        top1 = self.shared_top1 if self.trained_top1 is None else self.trained_top1
-        return (-top1, self.trained_loss or 0.0, self.cost.memory_bytes)
-
-
-class Plans:
-    """The cost of each genome, planned once and kept."""
-
-    def __init__(self, folder: Path, crew: Crew) -> None:
-        self._lines, self._crew = Lines(folder / PLANS), crew
-        self._known = {tuple(line["genome"]): Cost(**line["cost"]) for line in self._lines.entries}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def __call__(self, genomes: Sequence[Genes]) -> list[Cost]:
-        """In the order of the genomes."""
-        keys = [_key(genome) for genome in genomes]
-        new = [key for key in dict.fromkeys(keys) if key not in self._known]
-        for index, cost in self._crew.each("cost", [np.array(key) for key in new]):
-            self._lines.append({"genome": list(new[index]), "cost": cost.to_json()})
-            self._known[new[index]] = cost
-        return [self._known[key] for key in keys]
 
 
 class Stages:
@@ -130,7 +70,7 @@ class Stages:
         with self._watch.phase("measure"):
             for at, found in self._crew.each("accuracy", [genomes[index] for index in left]):
                 index = left[at]
-                line = {"index": index, "genome": _list(genomes[index]), "top1": found.top1, "loss": found.loss}
+                line = {"index": index, "genome": listed(genomes[index]), "top1": found.top1, "loss": found.loss}
                 lines.append(line | {"choice": self._space.choice(genomes[index]).to_json()})
                 self._told("measuring sub-networks", len(lines.entries), len(genomes))
                 self._stop.check()
@@ -197,7 +137,7 @@ class Stages:
         bounds = {name: limit for name, limit in limits.items() if limit is not None}
         rng = np.random.default_rng((spec.seed, 5))
         first = [pair.genome for pair in fitting[: spec.population // 2]]
-        first += [_key(self._space.sample(rng)) for _ in range(spec.population // 4)]
+        first += [key_of(self._space.sample(rng)) for _ in range(spec.population // 4)]
         with self._watch.phase("evolve"):
             return evolve(
                 self._space.cardinalities,
@@ -209,7 +149,7 @@ class Stages:
                 bounds=bounds,
                 seed=spec.seed,
                 sample=self._space.sample,
-                start=list(dict.fromkeys([_key(self._space.smallest()), *first])),
+                start=list(dict.fromkeys([key_of(self._space.smallest()), *first])),
                 on_generation=keep,
                 resume=state,
             )
@@ -232,7 +172,7 @@ class Stages:
         with self._watch.phase("plan"):
             default = self.default()
         keys = [candidate.genome for candidate in best]
-        given = None if default is None else _key(default[0])
+        given = None if default is None else key_of(default[0])
         keys += [given] if given is not None and given not in keys else []
         done = {tuple(line["genome"]) for line in lines.entries}
         left = [np.array(key) for key in keys if key not in done]
@@ -246,7 +186,7 @@ class Stages:
                     seconds = step_seconds(self._space.choice(left[at]), self._crew.conditions)
                 lines.append(
                     {
-                        "genome": _list(left[at]),
+                        "genome": listed(left[at]),
                         "shared_top1": shared[at].top1,
                         "trained_top1": None if trial is None else trial.top1,
                         "trained_loss": None if trial is None else trial.loss,
@@ -315,17 +255,9 @@ class Stages:
     def _random(self) -> list[Genes]:
         """The sub-networks to measure: the default ones, and random ones, all different; the same at every call."""
         space, rng = self._space, np.random.default_rng((self._spec.seed, 3))
-        found = {_key(space.default(index)): None for index in range(len(space.resolutions))}
+        found = {key_of(space.default(index)): None for index in range(len(space.resolutions))}
         for _ in range(100 * self._spec.pairs):  # a small space may not hold so many
             if len(found) >= self._spec.pairs:
                 break
-            found[_key(space.sample(rng))] = None
+            found[key_of(space.sample(rng))] = None
         return [np.array(key) for key in list(found)[: self._spec.pairs]]
-
-
-def _key(genome: Genes) -> tuple[int, ...]:
-    return tuple(int(gene) for gene in genome)
-
-
-def _list(genome: Genes) -> list[int]:
-    return [int(gene) for gene in genome]
