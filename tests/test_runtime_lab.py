@@ -211,12 +211,15 @@ def test_a_signal_reaches_the_one_that_trains(number: signal.Signals, status: in
     photos, out = make_photographs(tmp_path / "photos", each=8), tmp_path / "run"
     words = [*TRAIN, str(photos), "--out", str(out), "--epochs", "1000"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, number)
-    _, error = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoint.safetensors").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()  # where it did not stop: it would train on beside the tests that follow
     assert process.returncode == status
     assert "--resume goes on from" in error.splitlines()[-1]
