@@ -11,19 +11,28 @@ import numpy as np
 import pytest
 
 from tinytl._found import resolved
+from tinytl._threads import threads
 from tinytl.backbones import BACKBONES
+from tinytl.backbones._registry import _once_for_all
+from tinytl.backbones.once_for_all import SPACES
 from tinytl.config import settings
-from tinytl.data import resolve_split
-from tinytl.errors import BudgetError, InputError, RunError
+from tinytl.data import resolve_split, scan
+from tinytl.errors import BudgetError, RunError
 from tinytl.search.lines import Lines
+from tinytl.search.planned import Conditions
 from tinytl.search.run import SearchCallbacks, SearchResult, search
+from tinytl.search.session import make_shared
 from tinytl.search.shown import draw, record
+from tinytl.search.space import make_space
 from tinytl.search.spec import SearchOptions, SearchSpec
-from tinytl.search.tuning import TuneInfo
+from tinytl.search.target import make_target
+from tinytl.search.tuning import TuneInfo, Tuning
+from tinytl.search.workers import Crew, Work
 
 from . import small_run
 from .command_line import tinytl
 from .photographs import make_photographs
+from .small_spaces import PROXYLESS
 
 ONE = SearchOptions(threads=1, workers=0)
 
@@ -136,28 +145,43 @@ def _check_uses(out: Path, photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
-    """Processes import the space by its name, so it has to be one that they know too."""
+    """Costs and accuracies of two processes are those of one; each is told with the index of its genome."""
     photos = make_photographs(tmp_path / "photos", each=10)
-    spec = dataclasses.replace(
-        spec_of(photos, epochs=0, generations=1), space="mbv2_w035", memory_budget="8MB", finalists=1, resolutions="48"
-    )
-    results = [
-        search(spec, tmp_path / str(count), options=dataclasses.replace(ONE, processes=count)) for count in (1, 2)
-    ]
-    one, two = ({pair.genome: (pair.top1, pair.cost) for pair in result.pairs} for result in results)
-    assert one == two
-    assert results[0].choice == results[1].choice
+    # processes import the backbone by its name, so it has to be one that they know too
+    spec = dataclasses.replace(spec_of(photos, tune_batch=4), space="mbv2_w035", resolutions="48")
+    space = make_space(spec.space, spec.resolution_list)
+    target = make_target(spec, scan(photos))
+    tuning = Tuning(make_shared(target, space), target, tmp_path / "shared.safetensors", 60.0)
+    tuning.begin()
+    tuning.step = tuning.steps  # as it was drawn: what it has learned does not matter here
+    tuning.save()
+    work = Work(target, space, Conditions(3), tmp_path / "shared.safetensors", 1)
+    rng = np.random.default_rng(0)
+    genomes = [space.sample(rng) for _ in range(4)]
+    found = []
+    for processes in (1, 2):
+        with Crew(work, processes) as crew, threads(1):
+            found.append([crew.all(what, genomes) for what in ("cost", "accuracy")])
+    assert found[0] == found[1]
+    assert len({cost.memory_bytes for cost in found[0][0]}) > 1
 
 
 @pytest.mark.slow
-def test_a_once_for_all_space_is_searched_and_its_winner_opened(tmp_path: Path) -> None:
+def test_a_once_for_all_space_is_searched_and_its_winner_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The winner's main branch, cut and recalibrated, travels with the search's folder."""
+    monkeypatch.setitem(SPACES, PROXYLESS.name, PROXYLESS)
+    monkeypatch.setitem(BACKBONES, PROXYLESS.name, _once_for_all(PROXYLESS))
     photos = make_photographs(tmp_path / "photos", each=10)
     spec = dataclasses.replace(
-        spec_of(photos, generations=1), space="ofa_tiny_d234_e346_k357", memory_budget="60MB", finalists=1
+        spec_of(photos, generations=1, resolutions="32", finalist_epochs=0),
+        space=PROXYLESS.name,
+        memory_budget="60MB",
+        finalists=1,
     )
     result = search(spec, tmp_path / "out", options=ONE)
-    assert result.choice.backbone.startswith("ofa_tiny_d234_e346_k357@d")
+    assert result.choice.backbone.startswith(f"{PROXYLESS.name}@d")
     found = json.loads((tmp_path / "out" / "winner.json").read_text())
     assert (tmp_path / "out" / found["weights"]).is_file()
     moved = (tmp_path / "out").rename(tmp_path / "moved")
@@ -171,12 +195,10 @@ def test_a_once_for_all_space_is_searched_and_its_winner_opened(tmp_path: Path) 
 @pytest.mark.slow
 def test_bounds_on_work_and_time_are_kept(tmp_path: Path) -> None:
     photos = make_photographs(tmp_path / "photos", each=10)
-    spec = spec_of(photos, epochs=0, finalist_epochs=0, max_multiply_adds=2.5e5, max_step_seconds=30.0)
+    spec = spec_of(photos, epochs=0, finalist_epochs=0, max_multiply_adds=2.5e5, max_step_seconds=30.0, generations=1)
     result = search(spec, tmp_path / "out", options=ONE)
     assert all((c.planned.multiply_adds or 1e9) <= 2.5e5 for c in result.front)
     assert all(f.step_seconds is not None and f.step_seconds <= 30 for f in result.finalists)
-    with pytest.raises(InputError, match=r"max_step_seconds|step_seconds"):
-        search(dataclasses.replace(spec, max_step_seconds=1e-7), tmp_path / "never", options=ONE)
 
 
 def test_a_budget_below_the_smallest_names_the_least(tmp_path: Path) -> None:
@@ -262,8 +284,6 @@ def test_a_line_that_is_cut_short_is_measured_anew(tmp_path: Path) -> None:
 
 def test_the_default_genome_is_among_what_is_measured() -> None:
     """So the predictor has seen the network that it is compared with."""
-    from tinytl.search.space import make_space
-
     space = make_space(small_run.NAME, (32, 40))
     assert len(space.genes) == len(space.cardinalities) == len(space.default(0))
     assert not np.array_equal(space.default(0), space.default(1))
