@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / "tinytl"
 
 LAYERS = (
     ("errors",),
-    ("_differences", "_digest", "_files"),
+    ("_differences", "_digest", "_files", "_ranges"),
     ("_file_hash", "_interrupt", "_lock", "_machine", "_metrics_log", "_options", "_schedule", "_sealed", "_threads"),
     ("_atomic", "_found", "_keeper", "_run_folder"),
     ("ops",),

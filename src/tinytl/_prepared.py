@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -120,6 +120,35 @@ def _plan(spec: TrainSpec, model: nn.Module, adaptation: Adaptation, resolution:
     return planned
 
 
+class Augments(Protocol):
+    """What a specification says of training images: the smallest crop, mirroring, colours."""
+
+    @property
+    def min_scale(self) -> float: ...
+    @property
+    def flip(self) -> bool: ...
+    @property
+    def color(self) -> bool: ...
+
+
+def train_transform(p: Preprocessing, how: Augments) -> TrainTransform:
+    """How a photograph to learn from becomes a network's input."""
+    return TrainTransform(
+        p.resolution,
+        p.mean,
+        p.std,
+        scale=(how.min_scale, 1.0),
+        flip=how.flip,
+        color=how.color,
+        interpolation=p.interpolation,
+    )
+
+
+def eval_transform(p: Preprocessing) -> EvalTransform:
+    """How a photograph to be judged by becomes a network's input."""
+    return EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+
+
 @dataclass(frozen=True)
 class StoppableLoader:
     """A loader that asks, between batches, whether a signal wants the run to stop."""
@@ -140,16 +169,8 @@ def loaders(
 ) -> tuple[StoppableLoader, StoppableLoader]:
     """The training and the validation photographs in batches; both are read by way of the cache, if there is one."""
     spec, p = prepared.spec, prepared.preprocessing
-    augment = TrainTransform(
-        p.resolution,
-        p.mean,
-        p.std,
-        scale=(spec.min_scale, 1.0),
-        flip=spec.flip,
-        color=spec.color,
-        interpolation=p.interpolation,
-    )
-    plain = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+    augment = train_transform(p, spec)
+    plain = eval_transform(p)
     size, seed = spec.batch_size, spec.fit.seed
     ahead = 1 if prepared.planned is not None else 2  # batches; within a budget one, which the plan counts
     training = Loader(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from tinytl._ranges import spell_ranges
 from tinytl.errors import InputError
 from tinytl.graph.blocks import find_blocks
 from tinytl.graph.capture import run_traced
@@ -61,13 +62,7 @@ def kept_text(kept: Iterable[int]) -> str:
     >>> kept_text([0, 1, 2, 5, 6, 9])
     '0-2.5-6.9'
     """
-    runs: list[list[int]] = []
-    for number in sorted(set(kept)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ".".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return spell_ranges(kept)
 
 
 def droppable(model: nn.Module, resolution: int = 224) -> tuple[int, ...]:

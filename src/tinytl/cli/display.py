@@ -14,6 +14,19 @@ if TYPE_CHECKING:  # these import torch; --help answers at once
     from tinytl.run import Callbacks, Prepared, RunResult
 
 
+def progress_bars(console: Console) -> Progress:
+    """Bars that vanish at the end: what is done, how far, its ``figures``, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
 class TrainingDisplay:
     """A progress bar with the loss, the time left and the memory, and a line for each epoch.
 
@@ -24,15 +37,7 @@ class TrainingDisplay:
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.notes: list[str] = []
         self._console, self._quiet = console, quiet
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = progress_bars(console)
         self._checking: TaskID | None = None
         self._training: TaskID | None = None
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
 from tinytl._options import Option, options_of
 from tinytl.errors import InputError
 from tinytl.search.spec import SearchOptions, SearchSpec
 
-from .display import TrainingDisplay
+from .display import TrainingDisplay, progress_bars
 from .options import with_options
 from .output import AsJson, Quiet, print_json, print_line
 
@@ -77,15 +77,7 @@ class SearchDisplay:
         self._console, self._quiet = console, quiet
         self._run = TrainingDisplay(console, quiet=quiet)
         self.notes = self._run.notes
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = progress_bars(console)
         self._tasks: dict[str, TaskID] = {}
         self._front: Table | None = None
         self._live = Live(console=console, transient=True, get_renderable=self._view)

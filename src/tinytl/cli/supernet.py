@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from tinytl._options import Option, options_of
 from tinytl.spec import RunOptions
 from tinytl.supernet.spec import DEFAULT_OUT, SupernetSpec
 
+from .display import progress_bars
 from .options import with_options
 from .output import AsJson, Quiet, print_json, print_line, print_note
 
@@ -80,15 +81,7 @@ class SupernetDisplay:
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.notes: list[str] = []
         self._console, self._quiet = console, quiet
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = progress_bars(console)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> SupernetDisplay:

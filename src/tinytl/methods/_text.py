@@ -13,10 +13,10 @@ last-blocks(2)        LastBlocks(2)
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from tinytl._ranges import spell_ranges
 from tinytl.errors import InputError, UnknownNameError
 
 from .parts import MAX_BLOCKS, Bias, BlockBias, Full, LastBlocks, LiteModules, LiteResidual, Norm, Part
@@ -46,7 +46,7 @@ def spell(part: Part) -> str:
     if plain is not None:
         return plain
     if isinstance(part, BlockBias):
-        return f"bias({spell_positions(part.blocks)})"
+        return f"bias({spell_ranges(part.blocks)})"
     if isinstance(part, LiteResidual):
         return f"lite-residual(k{part.kernel_size}g{part.groups})"
     if isinstance(part, LiteModules):
@@ -78,19 +78,6 @@ def read_part(text: str, known: Iterable[str] = (), kind: str = "method part") -
     if found is None:
         raise InputError(f"method part {shortened(text)!r} cannot be read: expected {FORMS[name]}")
     return found
-
-
-def spell_positions(positions: Sequence[int]) -> str:
-    """Rising numbers as text, runs as ranges.
-
-    >>> spell_positions((0, 1, 2, 3, 7))
-    '0-3.7'
-    """
-    words = []
-    for _, run in itertools.groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
-        members = [position for _, position in run]
-        words.append(f"{members[0]}-{members[-1]}" if len(members) > 1 else f"{members[0]}")
-    return ".".join(words)
 
 
 def read_positions(text: str) -> tuple[int, ...] | None:

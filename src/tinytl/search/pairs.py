@@ -12,9 +12,9 @@ from tinytl.data import Batch
 from .architecture import Genes
 from .shared import SharedNet
 from .target import Target
+from .tuning import CALIBRATION_PHOTOS
 
 AT_ONCE = 32
-CALIBRATION_PHOTOS = 64
 
 
 @dataclass(frozen=True)

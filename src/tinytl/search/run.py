@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinytl._atomic import remove_temporaries, write_bytes
 from tinytl._found import SEARCH, WINNER
 from tinytl._interrupt import Stop, stop_on_signals
@@ -213,8 +215,8 @@ def _choose(
         front = stages.evolve(predictor, pairs, stages.line(pairs))
         finalists = stages.finalists(front, predictor)
         best = finalists[0]
-        choice = space.choice(_array(best.genome))
-        weights = own_weights(space, target, _array(best.genome), out)
+        choice = space.choice(np.array(best.genome))
+        weights = own_weights(space, target, np.array(best.genome), out)
         winner = {
             **choice.to_json(),
             "weights": spec.weights if weights is None else str(weights.relative_to(out)),
@@ -271,12 +273,6 @@ def run_spec(spec: SearchSpec, choice: Choice, weights: str | None, *, epochs: i
             seed=spec.seed,
         ),
     )
-
-
-def _array(genome: tuple[int, ...]) -> Any:
-    import numpy as np
-
-    return np.array(genome, np.int64)
 
 
 def _tell(whom: Callable[..., object] | None, *what: Any) -> None:

@@ -12,8 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tinytl._prepared import eval_transform, train_transform
 from tinytl.backbones import Preprocessing, find
-from tinytl.data import Batch, EvalTransform, Loader, PhotoCache, PhotoSet, TrainTransform, split
+from tinytl.data import Batch, Loader, PhotoCache, PhotoSet, split
 from tinytl.errors import DataError
 
 from .spec import SearchSpec
@@ -64,16 +65,8 @@ class Target:
         return len(self.tune) // self.spec.tune_batch
 
     def _tuning(self, resolution: int) -> Loader:
-        p, spec = self.preprocessing, self.spec
-        transform = TrainTransform(
-            resolution,
-            p.mean,
-            p.std,
-            scale=(spec.min_scale, 1.0),
-            flip=spec.flip,
-            color=spec.color,
-            interpolation=p.interpolation,
-        )
+        spec = self.spec
+        transform = train_transform(replace(self.preprocessing, resolution=resolution), spec)
         # no threads: a loader that is asked for any one batch
         return Loader(
             self.tune,
@@ -97,8 +90,7 @@ class Target:
         return list(self._whole(some, resolution).normalized().split(8))
 
     def _whole(self, photos: PhotoSet, resolution: int) -> Batch:
-        p = replace(self.preprocessing, resolution=resolution)
-        transform = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+        transform = eval_transform(replace(self.preprocessing, resolution=resolution))
         loader = Loader(photos, transform, 64, shuffle=False, workers=0)
         batches = list(loader.epoch(0))
         parts = [torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "indices")]

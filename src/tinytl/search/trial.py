@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinytl.data import EvalTransform, Loader, PhotoCache, TrainTransform
+from tinytl._prepared import eval_transform, train_transform
+from tinytl.data import Loader, PhotoCache
 from tinytl.engine import StepInfo, evaluate, fit
 from tinytl.methods import adapt_, calibrate_, method
 from tinytl.nn.packing import pack_frozen_
@@ -43,16 +44,8 @@ def try_out(choice: Choice, target: Target, weights: Path | None, epochs: int) -
     if adaptation.inserted:
         images = target.calibration_images(choice.resolution, CALIBRATION_PHOTOS)
         calibrate_(backbone.model, adaptation, images)
-    augment = TrainTransform(
-        p.resolution,
-        p.mean,
-        p.std,
-        scale=(spec.min_scale, 1.0),
-        flip=spec.flip,
-        color=spec.color,
-        interpolation=p.interpolation,
-    )
-    plain = EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
+    augment = train_transform(p, spec)
+    plain = eval_transform(p)
     cache = PhotoCache(CACHE_BYTES)
     training = Loader(target.tune, augment, spec.batch_size, shuffle=True, seed=spec.seed, workers=1, cache=cache)
     held = Loader(target.held, plain, spec.batch_size, shuffle=False, workers=1)

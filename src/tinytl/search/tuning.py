@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tinytl._atomic import DamagedFileError, read_sealed, write_sealed
@@ -66,11 +67,7 @@ class Tuning:
 
     def resume(self) -> None:
         """Go on from the file. Raises RunError when it is damaged or of another network."""
-        try:
-            tensors, metadata, _ = read_sealed(self._path, KIND)
-            self._shared.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-        except (DamagedFileError, RuntimeError) as error:
-            raise RunError(f"{self._path} {str(error).splitlines()[0]}: remove it to fine-tune anew") from error
+        tensors, metadata = _read_into_(self._shared, self._path)
         self.step = int(metadata["step"])
         for name, parameter in self._shared.named_parameters():
             slots = {
@@ -129,9 +126,15 @@ class Tuning:
 
 
 def read_shared_(shared: SharedNet, path: Path) -> None:
-    """Load a finished super-network. Raises RunError when the file is damaged."""
+    """Load a super-network. Raises RunError when the file is damaged or of another network."""
+    _read_into_(shared, path)
+
+
+def _read_into_(shared: SharedNet, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load a super-network, and return all that its file holds."""
     try:
-        tensors: dict[str, Any] = read_sealed(path, KIND)[0]
+        tensors, metadata, _ = read_sealed(path, KIND)
         shared.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
     except (DamagedFileError, RuntimeError) as error:
         raise RunError(f"{path} {str(error).splitlines()[0]}: remove it to fine-tune anew") from error
+    return tensors, metadata

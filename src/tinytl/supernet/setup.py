@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinytl._interrupt import Stop
+from tinytl._prepared import eval_transform, train_transform
 from tinytl.backbones import Preprocessing
 from tinytl.backbones.once_for_all import OfaSpace, space_of
-from tinytl.data import EvalTransform, Loader, PhotoCache, PhotoSet, TrainTransform, resolve_split
+from tinytl.data import Loader, PhotoCache, PhotoSet, resolve_split
 from tinytl.delta import check_names
 from tinytl.spec import RunOptions
 
@@ -57,7 +58,7 @@ class PreparedSupernet:
         spec = self.spec
         return CalibrationImages(
             self.train,
-            _plain(self.preprocessing),
+            eval_transform(self.preprocessing),
             spec.calibration_images,
             max(spec.batch_size, 32),  # a batch normalizes by itself on the way, and a small one says little
             seed=spec.seed,
@@ -103,15 +104,7 @@ def prepare_supernet(
     p = dataclasses.replace(space.preprocessing, resolution=spec.sizes[-1])
     check_names(train.classes, dataclasses.asdict(p))
     cache = PhotoCache(options.cache_bytes) if options.cache_bytes else None
-    augment = TrainTransform(
-        p.resolution,
-        p.mean,
-        p.std,
-        scale=(spec.min_scale, 1.0),
-        flip=spec.flip,
-        color=spec.color,
-        interpolation=p.interpolation,
-    )
+    augment = train_transform(p, spec)
     training = MixedSizes(
         train,
         augment,
@@ -125,12 +118,10 @@ def prepare_supernet(
         stop=stop,
     )
     size = max(spec.batch_size, 32)
-    evaluation = Loader(validation, _plain(p), size, shuffle=False, workers=options.workers, prefetch=1, cache=cache)
+    evaluation = Loader(
+        validation, eval_transform(p), size, shuffle=False, workers=options.workers, prefetch=1, cache=cache
+    )
     course = phases(space, spec.epochs, spec.phase_epochs, spec.lr, spec.phase_lr, spec.warmup_epochs)
     return PreparedSupernet(
         spec, space, course, train, validation, p, training, evaluation, group.size, cache, options.workers
     )
-
-
-def _plain(p: Preprocessing) -> EvalTransform:
-    return EvalTransform(p.resolution, p.mean, p.std, p.crop_fraction, p.interpolation)
