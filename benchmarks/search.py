@@ -78,7 +78,7 @@ class Cell:
             min_scale=0.5,
             flip=False,
             tune_epochs=10,
-            pairs=80,
+            pairs=160,
             population=40,
             generations=8,
             finalists=4,

@@ -114,7 +114,15 @@ def test_the_copy_without_memory() -> None:
     model.again = model.classifier  # type: ignore[assignment]
     model.plain = torch.ones(1000)  # type: ignore[assignment]
     model.features.requires_grad_(False)
+    model.settings = {"sizes": [1, 2], "none": {}}  # type: ignore[assignment]
+    model.hidden = [model.classifier]  # type: ignore[assignment]  # a module that no tree of modules shows
     ghost = meta_copy(model)
+    assert ghost.settings == {"sizes": [1, 2], "none": {}}
+    assert ghost.hidden[0] is ghost.classifier is not model.classifier
+    for mine, theirs in zip(ghost.modules(), model.modules(), strict=True):
+        assert vars(mine).keys() == vars(theirs).keys()
+        shared = [name for name in vars(mine) if isinstance(vars(mine)[name], (dict, list, set))]
+        assert not any(vars(mine)[name] is vars(theirs)[name] for name in shared)
     assert all(t.device.type == "meta" for t in (*ghost.parameters(), *ghost.buffers(), ghost.plain))
     assert ghost.again is ghost.classifier
     assert {n: (p.shape, p.requires_grad) for n, p in ghost.named_parameters()} == {
