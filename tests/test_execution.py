@@ -22,8 +22,9 @@ from tinytl.memory.measured import adam, measure_step, resident_tensors, trainin
 from tinytl.memory.step import StepSpec, build_batch, build_network
 from tinytl.methods import METHODS, TINYTL_LB, Bias, adapt_, method
 from tinytl.nn.execution import Execution, execution_of, set_execution_
-from tinytl.nn.kept import kept, meta_copy
+from tinytl.nn.kept import kept
 from tinytl.nn.lean import stages_of
+from tinytl.nn.meta import meta_copy
 from tinytl.ops import Activation, Conv2d, FrozenBatchNorm, GroupNorm, Padding, SmoothActivation, chain, chain_keeps
 from tinytl.ops._weights import WeightRecipe
 from tinytl.ops.by_images import by_images

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tinytl.backbones.proxylessnas import proxylessnas_mobile
 from tinytl.errors import UnsupportedLayerError
 from tinytl.methods import METHODS, TINYTL_LB, Bias, Method, adapt_, method
-from tinytl.nn.kept import kept, meta_copy
+from tinytl.nn.kept import kept
+from tinytl.nn.meta import meta_copy
 
 from .observed import observe_kept
 from .test_adapt import Holder, images, outsider, small_network

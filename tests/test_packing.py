@@ -18,9 +18,10 @@ from tinytl.errors import DeltaError, InputError
 from tinytl.memory import measure_step
 from tinytl.memory.step import StepSpec, build_network
 from tinytl.methods import METHODS, TINYTL_B, TINYTL_LB, adapt_
-from tinytl.nn.kept import kept, meta_copy
+from tinytl.nn.kept import kept
 from tinytl.nn.layers import SqueezeExcite
 from tinytl.nn.lean import LeanConv2d, LeanLinear, LeanSqueezeExcite
+from tinytl.nn.meta import meta_copy
 from tinytl.nn.packing import Packed, pack_frozen_
 from tinytl.ops._layout import rows
 from tinytl.ops._pointwise import PIECE_BYTES, in_pieces, input_gradient, product

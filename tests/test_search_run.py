@@ -17,7 +17,7 @@ from tinytl.backbones._registry import _once_for_all
 from tinytl.backbones.once_for_all import SPACES
 from tinytl.config import settings
 from tinytl.data import resolve_split, scan
-from tinytl.errors import BudgetError, RunError
+from tinytl.errors import BudgetError, InputError, RunError
 from tinytl.search.lines import Lines
 from tinytl.search.planned import Conditions
 from tinytl.search.run import SearchCallbacks, SearchResult, search
@@ -199,6 +199,8 @@ def test_bounds_on_work_and_time_are_kept(tmp_path: Path) -> None:
     result = search(spec, tmp_path / "out", options=ONE)
     assert all((c.planned.multiply_adds or 1e9) <= 2.5e5 for c in result.front)
     assert all(f.step_seconds is not None and f.step_seconds <= 30 for f in result.finalists)
+    with pytest.raises(InputError, match=r"max_step_seconds|step_seconds"):
+        search(dataclasses.replace(spec, max_step_seconds=1e-7), tmp_path / "never", options=ONE)
 
 
 def test_a_budget_below_the_smallest_names_the_least(tmp_path: Path) -> None:

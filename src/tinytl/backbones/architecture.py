@@ -19,9 +19,9 @@ from tinytl.graph.blocks import find_blocks
 from tinytl.graph.capture import run_traced
 from tinytl.graph.frame import Trace
 from tinytl.graph.program import ADDITIONS, Function
-from tinytl.nn.kept import meta_copy
 from tinytl.nn.layers import Residual, ShortcutBlock
 from tinytl.nn.lite_residual import LiteBlock
+from tinytl.nn.meta import meta_copy
 
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tinytl.checkpoint import Learned, learned_tensors
 from tinytl.errors import UnsupportedLayerError
 from tinytl.nn.execution import set_execution_
-from tinytl.nn.kept import meta_copy
+from tinytl.nn.meta import meta_copy
 from tinytl.ops._ghost import Ghost
 
 from .capture_trace import IMAGES, Tracer

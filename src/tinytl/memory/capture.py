@@ -28,7 +28,7 @@ from tinytl.engine.eight_bit import BlockWise
 from tinytl.engine.step import StepObserver, run_step
 from tinytl.errors import InputError
 from tinytl.nn.execution import set_execution_
-from tinytl.nn.kept import meta_copy
+from tinytl.nn.meta import meta_copy
 from tinytl.ops._ghost import Ghost
 
 from .description import RESIDENT, ROLES, Operation, StepDescription, Storage

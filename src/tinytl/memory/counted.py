@@ -45,9 +45,9 @@ from torch import Tensor, nn
 
 from tinytl.errors import UnsupportedLayerError
 from tinytl.nn.frozen_norm import FrozenStatsBatchNorm2d
-from tinytl.nn.kept import meta_copy
 from tinytl.nn.layers import Conv2dSame, Residual, StandardizedConv2d
 from tinytl.nn.lite_residual import LiteBlock
+from tinytl.nn.meta import meta_copy
 
 _ACTIVATION_BYTES = 4
 _TRAINABLE_BYTES = 4

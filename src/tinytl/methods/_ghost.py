@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from tinytl.graph.capture import Captured, run_traced
-from tinytl.nn.kept import meta_copy
+from tinytl.nn.meta import meta_copy
 
 from ._lowering import is_leaf
 from ._prepare import prepare_

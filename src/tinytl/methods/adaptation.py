@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from tinytl.graph.capture import Captured, capture, run_traced
-from tinytl.nn.kept import kept, meta_copy
+from tinytl.nn.kept import kept
+from tinytl.nn.meta import meta_copy
 
 from ._checks import blocks_of_lite, check_ready, choose_blocks, choose_classifier, lite_shapes
 from ._lowering import Lowering, is_leaf

@@ -10,8 +10,6 @@ unknown.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +23,9 @@ from tinytl.ops.region import observe_regions
 from tinytl.ops.strips import strips_now
 
 from .lean import ImageDropout, LeanForward, LeanModule, LeanSequential, LeanShortcutBlock
+from .meta import meta_copy
 
 _KEEPS_NOTHING: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Sequential, LeanSequential)
-_PLAIN = (int, float, str, bytes, type(None), torch.dtype, torch.Size)
-_OWN_COPY = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__")
 
 
 @dataclass(frozen=True)
@@ -128,56 +125,6 @@ def kept(model: nn.Module, input_shape: Sequence[int]) -> Kept:
     for entry in entries:
         total[entry.layer, entry.what] = total.get((entry.layer, entry.what), 0) + entry.bytes
     return Kept(tuple(KeptEntry(layer, what, held) for (layer, what), held in total.items()))
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose tensors have a shape and no memory; its hooks are there and do nothing."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                empty = torch.empty_like(tensor.detach(), device="meta")
-                trains = tensor.requires_grad
-                memo[id(tensor)] = nn.Parameter(empty, trains) if isinstance(tensor, nn.Parameter) else empty
-    ghost = _copied(model, memo)
-    for module in ghost.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.update(dict.fromkeys(hooks, _no_hook))
-    return ghost
-
-
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy` of a module whose tensors are in the memo, in a fifth of its time.
-
-    A module has some twenty containers, nearly all empty, and deepcopy takes each apart by the pickle protocol. Modules
-    that say themselves how they are copied are left to it.
-    """
-    if id(module) in memo:
-        return memo[id(module)]
-    own = type(module)
-    if any(name in vars(kind) for kind in own.__mro__ if kind not in (nn.Module, object) for name in _OWN_COPY):
-        return copy.deepcopy(module, memo)
-    made = memo[id(module)] = own.__new__(own)
-    memo.setdefault(id(memo), []).append(module)  # as deepcopy does: held, so that its address does not come up twice
-    values = made.__dict__
-    for name, value in vars(module).items():
-        if name == "_compiled_call_impl":
-            continue  # as nn.Module leaves it out itself
-        if name == "_modules":
-            values[name] = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
-        elif name in ("_parameters", "_buffers"):
-            values[name] = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
-        elif isinstance(value, _PLAIN):
-            values[name] = value
-        elif type(value) in (dict, OrderedDict, set, list) and not value:
-            values[name] = type(value)()
-        else:
-            values[name] = copy.deepcopy(value, memo)
-    return made
-
-
-def _no_hook(*args: Any, **kwargs: Any) -> None:
-    """In the place of a user's hook, which must see no tensor without values."""
 
 
 class _Saved:

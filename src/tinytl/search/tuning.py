@@ -67,7 +67,7 @@ class Tuning:
 
     def resume(self) -> None:
         """Go on from the file. Raises RunError when it is damaged or of another network."""
-        tensors, metadata = _read_into_(self._shared, self._path)
+        tensors, metadata = read_shared_(self._shared, self._path)
         self.step = int(metadata["step"])
         for name, parameter in self._shared.named_parameters():
             slots = {
@@ -125,13 +125,11 @@ class Tuning:
         return TuneInfo(self.step, self.steps, loss.item(), resolution)
 
 
-def read_shared_(shared: SharedNet, path: Path) -> None:
-    """Load a super-network. Raises RunError when the file is damaged or of another network."""
-    _read_into_(shared, path)
+def read_shared_(shared: SharedNet, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load a super-network, and return all that its file holds.
 
-
-def _read_into_(shared: SharedNet, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load a super-network, and return all that its file holds."""
+    Raises RunError when the file is damaged or of another network.
+    """
     try:
         tensors, metadata, _ = read_sealed(path, KIND)
         shared.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
