@@ -19,12 +19,26 @@ inline constexpr int64_t scratch_floats = scratch_per_thread / 4;
 inline constexpr int64_t sum_floats = 8192;       // sums over rows: parts x channels
 inline constexpr int64_t block_rows = 512;        // rows gathered at a time, at most
 inline constexpr int64_t gathered_floats = 18432; // of A, where it has to be gathered
-inline constexpr int64_t most_parts = 16, part_rows = 64;
+inline constexpr int64_t most_parts = 16, part_rows = 24;
 inline constexpr int64_t least_k_of_half = 48;  // below, what follows the product takes longer
 inline constexpr int64_t k_piece = 512;  // k at a time: the sums are kept in registers that long
 
+// An even number where it is more than one: half of the parts are then half of the rows, whatever the instruction, and
+// a thread's rows those that it had before.
 static inline int64_t parts_of(int64_t rows, int64_t channels) {
-    return most(1, least(least(rows / part_rows, most_parts), sum_floats / channels));
+    const int64_t parts = least(least(rows / part_rows, most_parts), sum_floats / channels);
+    return parts > 1 ? parts & ~int64_t{1} : 1;
+}
+
+// Whether threads share rows, or panels. In multiply-adds of one vector for each k: packing a vector costs about 8.
+// Where panels are shared, each thread reads rows that another wrote, and leaves results that another will read; a line
+// of another core's cache costs as much as some 40 multiply-adds of a vector.
+static inline bool rows_are_shared(int64_t rows, int64_t k, int64_t parts, int64_t units, int64_t vectors,
+                                   int64_t threads, int64_t gathering) {
+    const int64_t by_rows = vectors * (pieces(parts, threads) * rows / parts + 8) + gathering / threads;
+    const int64_t moved = threads > 1 ? 2 * rows + 40 * rows * vectors / most(k, 1) : 0;
+    const int64_t by_panels = pieces(units, threads) * pieces(vectors, units) * (rows + 8) + gathering + moved;
+    return by_rows <= by_panels;
 }
 
 // Writes the panel of `width` columns from `first` on, of k0 to k1, to `to`. A pointer, so that the product is compiled
@@ -64,9 +78,7 @@ void multiply_taps(const Call& call, const Gather& g, int64_t groups, int64_t co
     const bool together = g.depth == g.channels && g.db == 1;  // a line's taps are one run
 
     const int64_t vectors = groups * pieces(columns, W);
-    const int64_t by_rows = vectors * (pieces(parts, threads) * rows / parts + 8);
-    const int64_t by_columns = pieces(units, threads) * pieces(vectors, units) * (rows + 8);
-    const bool share_rows = by_rows <= by_columns || !aligned;
+    const bool share_rows = !aligned || rows_are_shared(rows, g.k(), parts, units, vectors, threads, 0);
 
     call.threads.run([&](int thread) {
         const int64_t unit_begin = share_rows ? 0 : units * thread / threads;
@@ -145,11 +157,8 @@ void multiply_rows(const Call& call, const Gather& g, int64_t groups, int64_t co
     const int64_t block =
         direct ? most(48, least(block_rows, 16384 / k_size)) : least(block_rows, gathered_floats / k_size);
 
-    // In multiply-adds of one vector for each k: packing a vector costs about 8, gathering a row about 3.
-    const int64_t vectors = groups * pieces(columns, W), gathering = direct ? 0 : 3 * rows;
-    const int64_t by_rows = vectors * (pieces(parts, threads) * rows / parts + 8) + gathering / threads;
-    const int64_t by_columns = pieces(units, threads) * pieces(vectors, units) * (rows + 8) + gathering;
-    const bool share_rows = by_rows <= by_columns || !aligned;
+    const int64_t vectors = groups * pieces(columns, W), gathering = direct ? 0 : 3 * rows;  // a row: about 3
+    const bool share_rows = !aligned || rows_are_shared(rows, k, parts, units, vectors, threads, gathering);
 
     call.threads.run([&](int thread) {
         const int64_t unit_begin = share_rows ? 0 : units * thread / threads;

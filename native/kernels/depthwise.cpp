@@ -120,9 +120,9 @@ void depthwise_conv(const Call& call) {
     const int64_t row_bytes = d.window.sh * d.source_width * channels * int64_t(sizeof(float));
     constexpr int64_t block = W < 8 ? 8 : W;  // no two threads write to one byte of the mask
     const int64_t blocks = (channels + block - 1) / block, threads = call.threads.count();
-    // Each chunk expands the filters anew: where there are many vectors of channels, they are enough to share.
-    int64_t chunks = most(blocks < 8 * threads ? threads : 1, total * row_bytes / (256 * 1024));
-    chunks = least(chunks, total);
+    // As many for each thread: its rows are then those that it wrote before, and lie in its own cache.
+    int64_t chunks = most(1, total * row_bytes / (256 * 1024));
+    chunks = least((chunks + threads - 1) / threads * threads, total);
     call.threads.ranges(chunks * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t chunk = item / blocks, first = total * chunk / chunks, last = total * (chunk + 1) / chunks;

@@ -106,10 +106,10 @@ struct Image {
 
 inline constexpr int64_t worth_a_thread = 16384;  // elements; fewer are done sooner by one thread
 
-// body(begin, end, thread) over parts of `rows` rows of `width` elements each.
+// body(begin, end, thread) over equal parts of `rows` rows of `width` elements each.
 template <class Body>
 static inline void divide(const Call& call, int64_t rows, int64_t width, Body&& body) {
-    call.threads.ranges(rows, most(1, worth_a_thread / most(width, 1)), body);
+    call.threads.ranges(rows, rows * width > worth_a_thread ? 1 : most(rows, 1), body);
 }
 
 // Sums over rows for each of `channels` channels, the same to the bit for any number of threads: the rows are cut into
@@ -126,6 +126,7 @@ static inline void sum_rows(const Call& call, int64_t rows, int64_t channels, Pa
         const int64_t size = S * n;
         int64_t chunks = least(16, 1 + rows * n / worth_a_thread);
         chunks = most(1, least(least(chunks, rows), sums_bytes / (size * static_cast<int64_t>(sizeof(T)))));
+        if (chunks > 1) chunks &= ~int64_t{1};  // a thread's rows are then those that it wrote before
         call.threads.ranges(chunks, 1, [&](int64_t begin, int64_t end, int) {
             for (int64_t k = begin; k < end; ++k)
                 part(rows * k / chunks, rows * (k + 1) / chunks, c, n, sums + k * size);
