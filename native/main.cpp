@@ -163,6 +163,10 @@ struct Result {
     double open_seconds, first_seconds, median_seconds;
     std::vector<double> losses;
     std::vector<long long> correct;
+    std::vector<Part> parts;
+    std::vector<long long> numbers;  // of the program, by their keys
+
+    long long number(int key) const { return numbers[static_cast<size_t>(key)]; }
 };
 
 double median(std::vector<double> values) {
@@ -171,9 +175,9 @@ double median(std::vector<double> values) {
     return values.size() % 2 ? values[half] : 0.5 * (values[half - 1] + values[half]);
 }
 
-void print_json(const Options& options, const tinytl_program* program, const Result& result,
-                const std::vector<Part>& parts) {
-    auto number = [&](int key) { return static_cast<long long>(tinytl_number(program, key)); };
+void print_json(const Options& options, const Result& result) {
+    auto number = [&](int key) { return result.number(key); };
+    const std::vector<Part>& parts = result.parts;
     std::printf("{\"isa\": \"%s\", \"threads\": %lld, \"batch\": %lld, \"micro_batch\": %lld, \"steps\": %ld, ", tinytl_isa(),
                 number(TINYTL_THREADS), number(TINYTL_BATCH), number(TINYTL_MICRO_BATCH), options.steps);
     std::printf("\"open_seconds\": %.6f, \"first_step_seconds\": %.6f, \"step_seconds\": %.6f, ", result.open_seconds,
@@ -195,20 +199,19 @@ void print_json(const Options& options, const tinytl_program* program, const Res
     std::printf("}\n");
 }
 
-void print_text(const Options& options, const tinytl_program* program, const Result& result,
-                const std::vector<Part>& parts) {
-    auto megabytes = [&](int key) { return 1e-6 * static_cast<double>(tinytl_number(program, key)); };
-    const double batch = static_cast<double>(tinytl_number(program, TINYTL_BATCH));
+void print_text(const Options& options, const Result& result) {
+    auto megabytes = [&](int key) { return 1e-6 * static_cast<double>(result.number(key)); };
+    const double batch = static_cast<double>(result.number(TINYTL_BATCH));
     for (size_t i = 0; i < result.losses.size(); ++i)
         std::printf("step %zu: loss %.6f, %lld of %.0f right\n", i + 1, result.losses[i], result.correct[i], batch);
     std::printf("opened in %.1f ms; first step %.1f ms, median of the rest %.1f ms (%s, %lld threads)\n",
                 1e3 * result.open_seconds, 1e3 * result.first_seconds, 1e3 * result.median_seconds, tinytl_isa(),
-                static_cast<long long>(tinytl_number(program, TINYTL_THREADS)));
+                result.number(TINYTL_THREADS));
     std::printf("arena %.3f MB planned, %.3f MB used; weights %.3f MB; this process at most %.3f MB\n",
                 megabytes(TINYTL_ARENA_BYTES), megabytes(TINYTL_ARENA_USED), megabytes(TINYTL_DATA_BYTES),
                 1e-6 * static_cast<double>(peak_resident()));
     if (!options.profile) return;
-    for (const Part& part : parts)
+    for (const Part& part : result.parts)
         std::printf("%10.3f ms a step  %4lld x %s\n", 1e3 * part.seconds / static_cast<double>(options.steps), part.times,
                     part.op.c_str());
 }
@@ -251,9 +254,9 @@ int main(int count, char** words) {
     }
     result.first_seconds = seconds[0];
     result.median_seconds = median(seconds.size() > 1 ? std::vector<double>(seconds.begin() + 1, seconds.end()) : seconds);
-    std::vector<Part> parts;
-    if (options.profile) parts = profile_of(program);
-    (options.json ? print_json : print_text)(options, program, result, parts);
-    tinytl_close(program);
+    if (options.profile) result.parts = profile_of(program);
+    for (int key = TINYTL_BATCH; key <= TINYTL_DATA_BYTES; ++key) result.numbers.push_back(tinytl_number(program, key));
+    tinytl_close(program);  // first, so that the code that prints does not come on top of what training held
+    (options.json ? print_json : print_text)(options, result);
     return 0;
 }

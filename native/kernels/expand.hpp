@@ -27,19 +27,7 @@ struct ScaledWeights : FloatWeights {  // one scale for each output channel
 struct ByteWeights {  // i8 codes, one scale for each output channel
     const int8_t* codes;
     const float* scales;
-    vf read(int64_t at) const {
-#if defined(__AVX512F__)
-        const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + at));
-        return reinterpret_cast<vf>(_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, v)));
-#elif defined(__AVX2__)
-        const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + at));
-        return reinterpret_cast<vf>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)));
-#else
-        vf v;
-        for (int i = 0; i < W; ++i) v[i] = codes[at + i];
-        return v;
-#endif
-    }
+    vf read(int64_t at) const { return whole_bytes(codes + at); }
     __attribute__((noinline)) vf read(int64_t at, int64_t n) const {
         vf v = {};
         for (int64_t i = 0; i < n; ++i) v[i] = codes[at + i];

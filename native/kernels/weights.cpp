@@ -2,6 +2,7 @@
 // gradients that go back to these. Filters are divided among threads; each is summed by one.
 #include "weights.hpp"
 
+#include "doubles.hpp"
 #include "elementwise.hpp"
 #include "kernels.hpp"
 
@@ -9,23 +10,15 @@ namespace tinytl {
 namespace TINYTL_ISA {
 namespace {
 
-// Where the values of filter o lie: `size` of them from o first on, `step` apart.
+// So many filters of so many values each: side by side, or, of a depthwise weight, `count` apart.
 struct Filters {
-    int64_t count, size, step, first;
+    int64_t count, size;
 
-    Filters(const Tensor& w, bool depthwise) {
-        count = depthwise ? w.shape[w.rank - 1] : w.shape[0];
-        size = w.elements / count;
-        step = depthwise ? count : 1;
-        first = depthwise ? 1 : size;
-    }
-    int64_t at(int64_t o, int64_t i) const { return o * first + i * step; }
+    Filters(const Tensor& w, bool depthwise)
+        : count(depthwise ? w.shape[w.rank - 1] : w.shape[0]), size(w.elements / count) {}
 };
 
 float factor_of(const float* gamma, const float* rstd, int64_t o) { return gamma ? gamma[o] * rstd[o] : rstd[o]; }
-
-// One value of a weight of any type.
-double value_at(const Values& w, int64_t i, int64_t o) { return static_cast<double>(w.at(i, 1)[0] * w.scale(o)); }
 
 }  // namespace
 
@@ -56,21 +49,46 @@ void scale_weight(const Call& call) {
     });
 }
 
+// The sums run in float64, in one order: lane by lane, then over the lanes.
 void scale_weight_grad(const Call& call) {
-    const Filters f(call.tensor(0), call.attribute(0) != 0);
+    const bool depthwise = call.attribute(0) != 0;
+    const Filters f(call.tensor(0), depthwise);
     const Values w = values_of(call, 0, 1);
     const float *gamma = call.at<const float>(2), *rstd = call.at<const float>(3);
     float *grad = call.at<float>(4), *gamma_grad = call.at<float>(5);
+    if (depthwise) {  // a filter a lane
+        divide(call, (f.count + W - 1) / W, 4 * W * f.size, [&](int64_t begin, int64_t end, int) {
+            vectors(least(end * W, f.count) - begin * W, [&](int64_t first, auto lanes) {
+                const int64_t c = begin * W + first;
+                const vf scales = w.scales(c, lanes.n);
+                vf factor = get(rstd + c, lanes);
+                if (gamma) factor *= get(gamma + c, lanes);
+                Doubles inner;
+                for (int64_t i = 0; i < f.size; ++i) {
+                    const int64_t at = i * f.count + c;
+                    const vf g = get(grad + at, lanes);
+                    if (gamma_grad) accumulate(inner, wide(w.at(at, lanes.n) * scales), wide(g));
+                    put(grad + at, g * factor, lanes);
+                }
+                double of[W];
+                inner.store_to(of);
+                for (int64_t i = 0; gamma_grad && i < lanes.n; ++i)
+                    gamma_grad[c + i] += static_cast<float>(of[i] * static_cast<double>(rstd[c + i]));
+            });
+        });
+        return;
+    }
     divide(call, f.count, 4 * f.size, [&](int64_t begin, int64_t end, int) {
         for (int64_t o = begin; o < end; ++o) {
-            if (gamma_grad) {
-                double inner = 0;
-                for (int64_t i = 0; i < f.size; ++i)
-                    inner += value_at(w, f.at(o, i), o) * static_cast<double>(grad[f.at(o, i)]);
-                gamma_grad[o] += static_cast<float>(inner * static_cast<double>(rstd[o]));
-            }
-            const float factor = factor_of(gamma, rstd, o);
-            for (int64_t i = 0; i < f.size; ++i) grad[f.at(o, i)] *= factor;
+            const float factor = factor_of(gamma, rstd, o), scale = w.scale(o);
+            Doubles inner;
+            vectors(f.size, [&](int64_t i, auto lanes) {
+                const int64_t at = o * f.size + i;
+                const vf g = get(grad + at, lanes);
+                if (gamma_grad) accumulate(inner, wide(w.at(at, lanes.n) * scale), wide(g));
+                put(grad + at, g * factor, lanes);
+            });
+            if (gamma_grad) gamma_grad[o] += static_cast<float>(inner.sum() * static_cast<double>(rstd[o]));
         }
     });
 }

@@ -17,6 +17,21 @@ static inline float half_to_float(uint16_t h) {
     return f;
 }
 
+// W bytes with signs.
+static inline vf whole_bytes(const int8_t* p) {
+#if defined(__AVX512F__)
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<vf>(_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, v)));
+#elif defined(__AVX2__)
+    const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return reinterpret_cast<vf>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)));
+#else
+    vf v;
+    for (int i = 0; i < W; ++i) v[i] = p[i];
+    return v;
+#endif
+}
+
 // Values of a weight of any type, before the scale of its output channel.
 struct Values {
     const void* data;
@@ -30,7 +45,10 @@ struct Values {
                 const float* p = static_cast<const float*>(data) + i;
                 return n == W ? load(p) : load_part(p, n);
             }
-            case Dtype::i8: return each(static_cast<const int8_t*>(data) + i, n, [](int8_t q) { return float(q); });
+            case Dtype::i8: {
+                const int8_t* p = static_cast<const int8_t*>(data) + i;
+                return n == W ? whole_bytes(p) : each(p, n, [](int8_t q) { return float(q); });
+            }
             case Dtype::u8:
                 return each(static_cast<const uint8_t*>(data) + i, n, [this](uint8_t q) { return table[q]; });
             default: {

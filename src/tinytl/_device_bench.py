@@ -72,7 +72,7 @@ class DeviceRow:
         return None if self.process_bytes is None else self.process_bytes - PROGRAM_BYTES
 
 
-PROGRAM_BYTES = 2_300_000
+PROGRAM_BYTES = 2_100_000
 """Of the stand-alone process beside the arena and the constants: its code, its stack, what a file's tables become."""
 ROWS = (
     DeviceRow("tinytl-b", process_bytes=16_000_000),
