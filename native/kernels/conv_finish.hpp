@@ -66,6 +66,9 @@ TINYTL_INLINE uint32_t read_bits(const uint8_t* row, int64_t c, int64_t n) {
     return bits >> shift;
 }
 
+// Where the next tile's results will go: another core may have written there last, and has to give it up.
+TINYTL_INLINE void fetch_to_write(const float* to) { __builtin_prefetch(to, 1); }
+
 // Call body(r) for the rows of a tile. Those in registers are all of MR, and are known by number when this is compiled.
 template <int MR, bool in_registers, class Body>
 TINYTL_INLINE void for_rows(int rows, const Body& body) {
@@ -134,6 +137,10 @@ struct Forward {
             for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
             if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
             else store_part(to + (NV - 1) * W, z[NV - 1], tail);
+            if constexpr (in_registers) {
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) fetch_to_write(to + MR * step + v * W);
+            }
         };
         for_rows<MR, in_registers>(rows, row_of_tile);
     }
@@ -187,6 +194,10 @@ struct Backward {
             for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
             if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
             else store_part(to + (NV - 1) * W, z[NV - 1], tail);
+            if constexpr (in_registers) {
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) fetch_to_write(to + MR * step + v * W);
+            }
         };
         for_rows<MR, in_registers>(rows, row_of_tile);
         if (!spot.sums || !spot.last) return;
