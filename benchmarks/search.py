@@ -1,8 +1,10 @@
 """What a search finds, over data sets and seeds: `python -m benchmarks.search NAME=FOLDER ... --weights FILE`.
 
 For each data set and seed: a search in the space of a real network, then the winner, the default network of that size
-and random networks within the budget are each trained on all training photographs and measured on those that no choice
-saw. The default is TinyTL-L+B of the full network, at the highest resolution that fits the same planned memory.
+and random networks of the winner's planned memory are each trained on all training photographs and measured on those
+that no choice saw. The default is TinyTL-L+B of the full network, at the highest resolution that fits the same budget.
+The random ones are the first of the space, drawn as the search draws, whose planned memory is within 10 % of the
+winner's and within the budget: so what the winner has before them is not memory.
 
 Each finished part is kept in runs/search and not made again, so the benchmark can be cut and goes on. Writes
 benchmarks/results/search.json, docs/benchmarks/search.md and its pictures.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,12 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from tinytl._threads import threads
 from tinytl.memory.measured import adam, measure_training_step
 from tinytl.memory.step import StepSpec, build_batch, build_network
 from tinytl.run import train
+from tinytl.search.begin import conditions_of
+from tinytl.search.planned import cost_of
+from tinytl.search.records import key_of
 from tinytl.search.run import run_spec, search
 from tinytl.search.shown import FRONT, NETWORK, PREDICTED, draw, record
-from tinytl.search.space import Choice
+from tinytl.search.space import Choice, Space
 from tinytl.search.spec import SearchOptions, SearchSpec
 from tinytl.spec import RunOptions
 
@@ -39,6 +46,9 @@ from .search_space import paper_setting
 RESULTS, RUNS = Path("benchmarks/results/search.json"), Path("runs/search")
 SEEDS = (0, 1, 2)
 RANDOM = 3
+NEAR = 0.1  # of the winner's planned memory: how far a random network's may be from it
+DRAWS = 2_000
+THREADS = 1
 EPOCHS = 5
 
 
@@ -96,39 +106,93 @@ def measure(cell: Cell) -> dict[str, Any]:
         return json.loads(done.read_text())
     spec = cell.spec()
     begun = (cell.folder / "search.json").exists()
-    result = search(spec, cell.folder, options=SearchOptions(threads=1), resume=begun)
+    result = search(spec, cell.folder, options=SearchOptions(threads=THREADS), resume=begun)
     draw(result, spec.budget_bytes)
     best = result.finalists[0]
     default = next(finalist for finalist in result.finalists if finalist.default)
-    fitting = [pair for pair in result.pairs if pair.cost.memory_bytes <= spec.budget_bytes]
-    random = [pair for pair in fitting if pair.genome not in {best.genome, default.genome}][-RANDOM:]
+    classes = len(json.loads((cell.folder / "search.json").read_text())["classes"])
+    with threads(THREADS):  # as the search planned: a plan depends on how many threads compute
+        random = random_like(
+            result.space,
+            lambda choice: cost_of(choice, conditions_of(spec, classes)).memory_bytes,
+            best.cost.memory_bytes,
+            spec.budget_bytes,
+            seed=cell.seed,
+            leave_out={best.genome, default.genome},
+        )
     trained = [_trained(cell, spec, "winner", result.choice, best.cost.memory_bytes)]
     trained.append(
         _trained(cell, spec, "default", result.space.choice(np.array(default.genome)), default.cost.memory_bytes)
     )
-    for at, pair in enumerate(random):
-        choice = result.space.choice(np.array(pair.genome))
-        trained.append(_trained(cell, spec, f"random-{at}", choice, pair.cost.memory_bytes))
+    for at, (choice, planned) in enumerate(random):
+        trained.append(_trained(cell, spec, f"random-{at}", choice, planned))
     found = {
         "data": cell.name,
         "seed": cell.seed,
         "space": cell.space,
         "budget_bytes": spec.budget_bytes,
         "search": record(result),
-        "measured_bytes": _measured_bytes(
-            result.choice, len(json.loads((cell.folder / "search.json").read_text())["classes"])
-        ),
+        "measured_bytes": _measured_bytes(result.choice, classes),
+        "random_near": NEAR,
         "trained": trained,
     }
     done.write_text(json.dumps(found))
     return found
 
 
+def random_like(
+    space: Space,
+    planned: Callable[[Choice], int],
+    target_bytes: int,
+    budget_bytes: int,
+    *,
+    seed: int,
+    leave_out: Collection[tuple[int, ...]] = (),
+    count: int = RANDOM,
+    draws: int = DRAWS,
+) -> list[tuple[Choice, int]]:
+    """Draw sub-networks as the search draws them; the first ``count`` of about ``target_bytes``, and their bytes.
+
+    Args:
+        space: to draw from.
+        planned: the planned bytes of a choice.
+        target_bytes: within `NEAR` of which they are.
+        budget_bytes: that they do not exceed.
+        seed: of the draws.
+        leave_out: genomes that are not taken.
+        count: how many.
+        draws: at most.
+
+    Raises:
+        ValueError: so many draws did not hold so many networks.
+    """
+    rng = np.random.default_rng((seed, 9))  # not the numbers that the search itself drew from (3, 5)
+    seen, found, nearest = set(leave_out), list[tuple[Choice, int]](), None
+    for _ in range(draws):
+        genome = space.sample(rng)
+        if key_of(genome) in seen:
+            continue
+        seen.add(key_of(genome))
+        choice = space.choice(genome)
+        memory = planned(choice)
+        if abs(memory - target_bytes) <= NEAR * target_bytes and memory <= budget_bytes:
+            found.append((choice, memory))
+            if len(found) == count:
+                return found
+        elif nearest is None or abs(memory - target_bytes) < abs(nearest - target_bytes):
+            nearest = memory
+    raise ValueError(
+        f"{draws} random networks, and {len(found)} of them within {NEAR:.0%} of {target_bytes:,} planned bytes and "
+        f"within the budget of {budget_bytes:,}: {count} were wanted"
+        + ("" if nearest is None else f"; the nearest of the others takes {nearest:,}")
+    )
+
+
 def _trained(cell: Cell, spec: SearchSpec, kind: str, choice: Choice, planned: int) -> dict[str, Any]:
     """A network after full training, on the photographs that no choice saw."""
     out = cell.folder / kind
     asked = run_spec(spec, choice, spec.weights, epochs=EPOCHS)
-    result = train(asked, out, options=RunOptions(threads=1, workers=1), resume=(out / "run.json").exists())
+    result = train(asked, out, options=RunOptions(threads=THREADS, workers=1), resume=(out / "run.json").exists())
     e = result.evaluation
     shutil.copy(out / "delta.safetensors", cell.folder / f"{kind}.delta")
     return {
@@ -143,7 +207,7 @@ def _trained(cell: Cell, spec: SearchSpec, kind: str, choice: Choice, planned: i
 
 def _measured_bytes(choice: Choice, classes: int) -> int:
     """The most bytes alive in a step of the winner, as the allocator tells: what the plan promised."""
-    spec = StepSpec(choice.backbone, choice.method, resolution=choice.resolution, classes=classes, threads=1)
+    spec = StepSpec(choice.backbone, choice.method, resolution=choice.resolution, classes=classes, threads=THREADS)
     model, _ = build_network(spec)
     images, labels = build_batch(spec, torch.channels_last)
     return measure_training_step(model, images, labels, adam(model), repeats=0).peak_bytes

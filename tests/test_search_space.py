@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from tinytl._prepared import beside_bytes
 from tinytl.backbones import load
 from tinytl.errors import InputError, UnknownNameError
+from tinytl.graph import tracer
+from tinytl.memory import recorder
 from tinytl.memory.planner import plan_step
 from tinytl.memory.step import StepSpec, build_network, build_optimizer
 from tinytl.methods import TINYTL_LB, BlockBias, LiteModules, adapt_, method
+from tinytl.search import planned
 from tinytl.search.planned import Conditions, cost_of
 from tinytl.search.shown import block_rows
 from tinytl.search.space import Space, make_space
@@ -99,7 +102,7 @@ def test_a_cost_is_what_the_planner_says_of_the_real_network(name: str, frozen_b
     choice = space.choice(genome)
     spec = StepSpec(choice.backbone, choice.method, resolution=choice.resolution, classes=7, frozen_bits=frozen_bits)
     model, adaptation = build_network(spec)
-    planned = plan_step(
+    step = plan_step(
         model,
         spec.shape(8),
         blocks=adaptation.blocks,
@@ -107,9 +110,26 @@ def test_a_cost_is_what_the_planner_says_of_the_real_network(name: str, frozen_b
         beside_bytes=beside_bytes(8, choice.resolution),
     )
     cost = cost_of(choice, Conditions(7, frozen_bits=frozen_bits, multiply_adds=True))
-    assert cost.memory_bytes == planned.peak_bytes
+    assert cost.memory_bytes == step.peak_bytes
     assert cost.trained_elements == adaptation.trained_elements
     assert cost.multiply_adds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cost_is_the_same_whatever_was_planned_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sub-networks share is made once, and what an operator makes is remembered: neither changes a byte."""
+    space = space_of(name)
+    genomes = [space.smallest(), space.default(0), *(some(space, seed) for seed in range(8))]
+    choices = [space.choice(genome) for genome in (*genomes, *genomes[::-1])]
+    conditions = [Conditions(7), Conditions(5, batch_size=6, micro_batch=4, optimizer_bits=8, multiply_adds=True)]
+    costs = [[cost_of(choice, each) for choice in choices] for each in conditions]
+    for module in (recorder, tracer):
+        monkeypatch.setattr(module, "made", lambda func, args, kwargs: func(*args, **kwargs))
+    for each, found in zip(conditions, costs, strict=True):
+        for choice, cost in zip(choices, found, strict=True):
+            planned._stock.cache_clear()
+            planned._trace.cache_clear()
+            assert cost_of(choice, each) == cost
 
 
 def test_what_trains_costs_memory() -> None:

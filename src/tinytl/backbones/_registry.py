@@ -29,6 +29,7 @@ from tinytl.backbones.once_for_all import SPACES, OfaSpace, architecture_text, l
 from tinytl.backbones.weights import WeightsSource, read_state
 from tinytl.errors import InputError, UnknownNameError
 from tinytl.nn.layers import Norm
+from tinytl.nn.meta import on_meta
 
 PREFIX = "timm:"
 
@@ -195,8 +196,7 @@ def find(name: str) -> BackboneEntry:
     if base in SPACES:
         return _once_for_all(SPACES[base], text)
     kept, resolution = parse_kept(text), whole.preprocessing.resolution
-    with torch.device("meta"):
-        check_kept(kept, *blocks_of(whole.build(), base, resolution), name)
+    check_kept(kept, *_blocks_of(whole.build, base, resolution), name)
 
     def build(**options: Any) -> nn.Module:
         return drop_blocks_(whole.build(**options), kept, name, resolution)
@@ -223,9 +223,15 @@ def canonical_name(name: str) -> str:
         architecture = parse_architecture(space, text)
         return base if architecture == largest(space) else f"{base}@{architecture_text(space, architecture)}"
     assert entry.whole is not None
-    with torch.device("meta"):
-        count = blocks_of(entry.whole.build(), base, entry.preprocessing.resolution)[0]
+    count = _blocks_of(entry.whole.build, base, entry.preprocessing.resolution)[0]
     return base if len(entry.kept) == count else f"{base}@{kept_text(entry.kept)}"
+
+
+@functools.lru_cache(maxsize=32)
+def _blocks_of(build: Callable[..., nn.Module], name: str, resolution: int) -> tuple[int, tuple[int, ...]]:
+    """`blocks_of` the network; a search asks for hundreds of architectures of one."""
+    with on_meta():
+        return blocks_of(build(), name, resolution)
 
 
 def _find_whole(name: str) -> BackboneEntry:

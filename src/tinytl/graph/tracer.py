@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinytl.errors import UnsupportedLayerError
+from tinytl.ops._made import made
 
 from .frame import Frame, Trace, Traced, refuse
 from .outcome import run_leaf
@@ -228,7 +229,7 @@ class _Unseen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self.tracer.paused():
-            return func(*args, **(kwargs or {}))
+            return made(func, args, kwargs or {})
 
 
 @dataclass(eq=False)

@@ -84,10 +84,15 @@ def capture_step(
 
 
 class Capture:
-    """Describes steps of one network, which is copied once, without its memory."""
+    """Describes steps of one network, which is copied once, without its memory.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = meta_copy(model).train()
+    Args:
+        model: left untouched, but for `throw_away`.
+        throw_away: it is on the meta device and nobody needs it any more: it is not copied.
+    """
+
+    def __init__(self, model: nn.Module, *, throw_away: bool = False) -> None:
+        self._model = (model if throw_away else meta_copy(model)).train()
 
     def step(
         self,
@@ -114,7 +119,7 @@ class Capture:
         ghosts = _resident(self._model, recorder)
         paths = {id(module): path for path, module in self._model.named_modules()}
         try:
-            with _no_collector(), recorder, _watching(paths, recorder), _in_place(self._model, ghosts):
+            with no_collector(), recorder, _watching(paths, recorder), _in_place(self._model, ghosts):
                 trained = [p for p in self._model.parameters() if p.requires_grad]
                 if not trained:
                     raise InputError(
@@ -204,7 +209,7 @@ def _resident(model: nn.Module, recorder: Recorder) -> dict[int, Ghost]:
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
+def no_collector() -> Iterator[None]:
     """No collection of cycles: a step makes none that hold memory, and looking for them takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()

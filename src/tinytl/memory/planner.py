@@ -79,6 +79,7 @@ def plan_step(
     update: str | None = None,
     label_smoothing: float = 0.0,
     beside_bytes: int = 0,
+    throw_away: bool = False,
 ) -> Planned:
     """Choose how to take the step of an adapted `model` on images (N, 3, H, W).
 
@@ -91,11 +92,12 @@ def plan_step(
         micro_batch, update: fixed, instead of chosen.
         label_smoothing: of the cross entropy.
         beside_bytes: what is alive beside the step all the while (batches that a loader has read ahead).
+        throw_away: `model` is on the meta device and nobody needs it afterwards, so that no copy is made of it.
 
     Raises:
         InputError: nothing trains; BudgetError: no plan fits, and the smallest budget that would do is named.
     """
-    describe = _Describe(model, tuple(input_shape), optimizer, label_smoothing, beside_bytes)
+    describe = _Describe(model, tuple(input_shape), optimizer, label_smoothing, beside_bytes, throw_away)
     batch = input_shape[0]
     if budget_bytes is None:
         plan = StepPlan(min(micro_batch or batch, batch), update or "end")
@@ -147,8 +149,9 @@ class _Describe:
         optimizer: Optimizer | None,
         label_smoothing: float,
         beside_bytes: int,
+        throw_away: bool,
     ) -> None:
-        self._capture, self._shape = Capture(model), input_shape
+        self._capture, self._shape = Capture(model, throw_away=throw_away), input_shape
         self._options: dict[str, Any] = {"optimizer": optimizer, "label_smoothing": label_smoothing}
         self._beside_bytes = beside_bytes
 

@@ -6,20 +6,20 @@ the very moment at which the allocator would get the memory back, so does the to
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinytl.ops._ghost import Ghost
+from tinytl.ops._made import made
 
 from .description import Operation, StepDescription, Storage
 from .shape_rules import RULES, multiply_adds
-from .workspace import workspace_bytes
+from .workspace import has_workspace, workspace_bytes
 
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
@@ -76,27 +76,25 @@ class Recorder(TorchDispatchMode):
         if func is _DEVICE:
             return _CPU
         read: list[Ghost] = []
-        kwargs = kwargs or {}
-        rule = RULES.get(func)
+        operator = _operator(func)
         plain = [_plain(value, read) for value in args]
-        named = {key: _plain(value, read) for key, value in kwargs.items()}
-        if rule is not None:
-            out = rule(*plain, **named)
+        named = {key: _plain(value, read) for key, value in kwargs.items()} if kwargs else {}
+        if operator.rule is not None:
+            out = operator.rule(*plain, **named)
         else:
-            if _takes_device(func) and (not read or named.get("device") is not None):
+            if operator.takes_device and (not read or named.get("device") is not None):
                 named["device"] = _META
-            out = func(*plain, **named)
-        extra = workspace_bytes(func, args)
-        known = {id(ghost.elem): ghost for ghost in read}
+            out = made(func, plain, named)
+        extra = workspace_bytes(func, args) if operator.has_workspace else 0
         born: list[int] = []
-        out = self._haunt(out, known, read, born)
+        out = self._haunt(out, read, born)
         if self._phase and (born or extra):  # a view, or an operation in place, changes no byte
             inputs = tuple(dict.fromkeys(ghost.token.number for ghost in read))  # pyright: ignore
             self.layer = next((self._layers[n] for n in inputs if self._layers.get(n)), self.layer)
             for number in born:
                 self._storages[number].layer = self.layer
             work = multiply_adds(func, plain, out)
-            self.operations.append((_name(func), self._phase, self.layer, inputs, tuple(born), extra, work))
+            self.operations.append((operator.name, self._phase, self.layer, inputs, tuple(born), extra, work))
         return out
 
     def enter(self, phase: str) -> None:
@@ -141,31 +139,43 @@ class Recorder(TorchDispatchMode):
         self._dies[number] = len(self.operations) if self._phase else 0
         self._tokens.pop(cdata, None)
 
-    def _haunt(self, out: Any, known: dict[int, Ghost], read: list[Ghost], born: list[int]) -> Any:
+    def _haunt(self, out: Any, read: list[Ghost], born: list[int]) -> Any:
         """`out` with ghosts in the place of meta tensors: the one given, a view of it, or a new one."""
         if isinstance(out, Tensor):
-            if id(out) in known:
-                return known[id(out)]
+            for ghost in reversed(read):
+                if ghost.elem is out:
+                    return ghost
             cdata = out.untyped_storage()._cdata
             for ghost in read:
                 if ghost.token.cdata == cdata:  # pyright: ignore[reportAttributeAccessIssue]
                     return Ghost(out, ghost.token)
-            made = self._new(out, "working", self.layer, len(self.operations) if self._phase else -1)
-            born.append(made.token.number)  # pyright: ignore[reportAttributeAccessIssue]
-            return made
+            new = self._new(out, "working", self.layer, len(self.operations) if self._phase else -1)
+            born.append(new.token.number)  # pyright: ignore[reportAttributeAccessIssue]
+            return new
         if isinstance(out, (tuple, list)):
-            return type(out)(self._haunt(value, known, read, born) for value in out)
+            return type(out)(self._haunt(value, read, born) for value in out)
         return out
 
 
-@functools.cache
-def _name(func: Any) -> str:
-    return str(func)
+class _Operator(NamedTuple):
+    """What is looked up of an operator at each of its calls."""
+
+    name: str
+    rule: Callable[..., Any] | None
+    takes_device: bool
+    has_workspace: bool
 
 
-@functools.cache
-def _takes_device(func: Any) -> bool:
-    return any(argument.name == "device" for argument in func._schema.arguments)
+_operators: dict[int, tuple[Any, _Operator]] = {}  # by id, and holding what has it: an operator's own hash is slow
+
+
+def _operator(func: Any) -> _Operator:
+    found = _operators.get(id(func))
+    if found is None:
+        takes_device = any(argument.name == "device" for argument in func._schema.arguments)
+        found = func, _Operator(str(func), RULES.get(func), takes_device, has_workspace(func))
+        _operators[id(func)] = found
+    return found[1]
 
 
 def _plain(value: Any, read: list[Ghost]) -> Any:

@@ -32,6 +32,11 @@ def workspace_bytes(func: Any, args: Sequence[Any]) -> int:
     return 0 if rule is None else rule(args)
 
 
+def has_workspace(func: Any) -> bool:
+    """Whether that operator may allocate anything inside."""
+    return func in _RULES
+
+
 def _block() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 

@@ -2,7 +2,7 @@
 
 from ._ghost import lower_ghost_
 from ._text import FORMS as PART_FORMS
-from .adaptation import Adaptation, adapt_
+from .adaptation import Adaptation, adapt_, stock_trace
 from .calibration import calibrate_
 from .identity import base_hash
 from .method import (
@@ -44,4 +44,5 @@ __all__ = [
     "calibrate_",
     "lower_ghost_",
     "method",
+    "stock_trace",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from tinytl.graph.capture import Captured, run_traced
-from tinytl.nn.meta import meta_copy
+from tinytl.graph.frame import Trace
 
 from ._lowering import is_leaf
 from ._prepare import prepare_
@@ -20,6 +20,7 @@ def lower_ghost_(
     method: Method,
     *,
     resolution: int,
+    trace: Trace | None = None,
     on_prepared: Callable[[nn.Module], object] | None = None,
 ) -> None:
     """Adapt a throw-away network on the meta device, a fifth of `adapt_`'s work; its training step is the same.
@@ -27,13 +28,14 @@ def lower_ghost_(
     What `adapt_` also looks at is whether the network does the same for other images; that of a backbone of ours is
     known, and whoever trains what was described goes by way of `adapt_`.
 
-    ``on_prepared`` is shown the network in stock PyTorch: lite modules in, not yet lean.
+    ``trace`` is `stock_trace` of an equal network at that resolution, where it was made before. ``on_prepared`` is
+    shown the network in stock PyTorch: lite modules in, not yet lean. The network is left in training mode.
 
     Raises what `adapt_` raises, and leaves the network half changed then.
     """
-    plan = plan_adaptation(model, method, resolution=resolution)
+    plan = plan_adaptation(model, method, resolution=resolution, trace=trace)
     prepare_(model, plan)
     if on_prepared is not None:
         on_prepared(model)
-    trace = run_traced(meta_copy(model).train(), resolution, is_leaf)
-    lower_(model, Captured(trace, trace), plan)
+    prepared = run_traced(model.train(), resolution, is_leaf)  # not a copy: what a trace changes, it puts back
+    lower_(model, Captured(prepared, prepared), plan)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tinytl.graph.capture import Captured, capture, run_traced
+from tinytl.graph.frame import Trace
 from tinytl.nn.kept import kept
 from tinytl.nn.meta import meta_copy
 
@@ -156,14 +157,19 @@ def plan_adaptation(
     *,
     resolution: int = 224,
     seed: int = 0,
+    trace: Trace | None = None,
 ) -> Plan:
-    """Decide what will be done, by a trace of the network as it is."""
-    ghost = meta_copy(model).requires_grad_(False).eval()
-    trace = run_traced(ghost, resolution, is_leaf)
+    """Decide what will be done, by a trace of the network as it is (`stock_trace`, made here where none is given)."""
+    trace = stock_trace(model, resolution) if trace is None else trace
     head = choose_classifier(model, classifier, trace)
     paths = choose_blocks(model, blocks, method, trace)
     shapes = lite_shapes(model, blocks_of_lite(method, paths), trace)
     return Plan(method, paths, head, shapes, list(trace.parameters), seed)
+
+
+def stock_trace(model: nn.Module, resolution: int) -> Trace:
+    """Trace a network as it is, frozen, by a copy of it. Raises what `adapt_` raises for it."""
+    return run_traced(meta_copy(model).requires_grad_(False).eval(), resolution, is_leaf)
 
 
 def lower_(model: nn.Module, captured: Captured, plan: Plan) -> Lowering:

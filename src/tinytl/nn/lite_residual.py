@@ -12,6 +12,7 @@ gradient reaches only that scale and shift; the convolutions follow one step lat
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from tinytl.errors import InputError
 from tinytl.nn.layers import Norm, Residual, SqueezeExcite, StandardizedConv2d, norm_layer
+from tinytl.nn.meta import on_meta
 
 _WIDEST = 256
 
@@ -247,17 +249,19 @@ def insert_lite_blocks_(
         in_ch, out_ch, stride = found[index]
         asked, groups_here, width = chosen[path]
         kernel, pools_globally = geometry[asked][index]
+        like = next(block.parameters())
         try:
-            lite = lite_residual(
-                in_ch,
-                out_ch,
-                stride=stride,
-                kernel_size=kernel,
-                groups=groups_here,
-                width=width,
-                pool=None if pools_globally else 2,
-                norm=norm,
-            )
+            with on_meta() if like.is_meta else contextlib.nullcontext():
+                lite = lite_residual(
+                    in_ch,
+                    out_ch,
+                    stride=stride,
+                    kernel_size=kernel,
+                    groups=groups_here,
+                    width=width,
+                    pool=None if pools_globally else 2,
+                    norm=norm,
+                )
         except InputError as error:
             raise InputError(f"cannot insert a lite residual module at {path!r}: {error}") from error
         if isinstance(block, LiteBlock):
@@ -267,7 +271,7 @@ def insert_lite_blocks_(
                     f"{_form(block.lite)}; asked for is one with {_form(lite)}"
                 )
             continue
-        lite.to(next(block.parameters())).train(block.training)
+        lite.to(like).train(block.training)
         both = LiteBlock(block, lite)
         both.training = block.training
         parent, _, name = path.rpartition(".")

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _PLAIN = (int, float, str, bytes, type(None), torch.dtype, torch.Size)
 _OWN_COPY = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__slots__")
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """What is made inside has no memory, and nothing is drawn for it: without values there is nothing to fill in."""
+    with torch.device("meta"), _NoValues():
+        yield
+
+
+class _NoValues(TorchFunctionMode):
+    """Passes over what fills a tensor on the meta device, which PyTorch does there in slow Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLING:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+_FILLING = {
+    *(nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.uniform_, nn.init.normal_),
+    *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_),
+}
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

@@ -35,10 +35,10 @@ def refuse_too_small(spec: SearchSpec, space: Space, conditions: Conditions) -> 
     cost_of(space.choice(space.default(0)), conditions)  # lite modules halve an image once more
 
 
-def conditions_of(spec: SearchSpec, train_set: PhotoSet) -> Conditions:
-    """What costs are planned for."""
+def conditions_of(spec: SearchSpec, classes: int) -> Conditions:
+    """What costs are planned for, of photographs of so many classes."""
     return Conditions(
-        classes=len(train_set.classes),
+        classes=classes,
         norm=spec.norm,
         batch_size=spec.batch_size,
         micro_batch=spec.micro_batch,

@@ -144,7 +144,7 @@ def search(
         for note in (*train_set.notes, *test_set.notes):
             _tell(callbacks.on_notice, note)
         asked = settings_of(spec, space, train_set, test_set)
-        conditions = conditions_of(spec, train_set)
+        conditions = conditions_of(spec, len(train_set.classes))
         refuse_too_small(spec, space, conditions)
         shared = make_shared(target, space)  # refuses weights that do not fit; nothing is written yet
         with made_folder(out), lock_folder(out, callbacks.on_notice or (lambda _: None)):
