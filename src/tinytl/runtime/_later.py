@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -29,13 +31,21 @@ def load_later(*names: str) -> None:
             sys.modules[name] = _stand_in(importlib.util.module_from_spec(spec), spec.loader.exec_module)
 
 
-def _stand_in(module: ModuleType, fill: Any) -> ModuleType:
+def _stand_in(module: ModuleType, fill: Callable[[ModuleType], object]) -> ModuleType:
+    lock, begun = threading.RLock(), False
+
     def get(name: str) -> Any:
+        nonlocal begun
         if name.startswith("__"):  # the import system asks for these; whoever uses the module asks for something else
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        if module.__dict__.pop("__getattr__", None) is not None:  # else another thread is filling it, or has
-            fill(module)
-        return getattr(module, name)
+        with lock:  # another thread waits until it is whole; what it imports may ask for it while it is filled
+            if not begun:
+                begun = True
+                fill(module)
+                del module.__dict__["__getattr__"]
+        if name not in module.__dict__:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return module.__dict__[name]
 
     module.__dict__["__getattr__"] = get
     return module
