@@ -74,6 +74,50 @@ def test_a_command_loads_neither_torch_nor_numpy(action: str, program: Path, pho
     assert not found & (HEAVY | LARGE)
 
 
+BROUGHT = {"selectors", "tokenize", "linecache"}
+"""What `tinytl.runtime._later.UNUSED` would bring when they are loaded."""
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_what_pillow_names_and_training_never_uses_waits(
+    later: bool, program: Path, photos: Path, tmp_path: Path
+) -> None:
+    lines = ["from tinytl.runtime._later import UNUSED, load_later", *(["load_later(*UNUSED)"] if later else [])]
+    arguments = ["train", str(program), str(photos), "--out", str(tmp_path / "run")]
+    lines += [f"sys.argv = ['x', *{arguments!r}]", "import tests.stand_in", "tests.stand_in.main()"]
+    found = loaded("\n".join(lines), tmp_path)
+    assert "PIL" in found
+    assert found & BROUGHT == (set() if later else BROUGHT)  # without it they are there: else this could not fail
+
+
+def test_the_command_has_them_wait(tmp_path: Path) -> None:
+    code = "sys.argv = ['x', '--help']; import runpy; runpy.run_module('tinytl.runtime', run_name='__main__')"
+    # `pathlib` names ipaddress, by way of urllib; only a stand-in has no name beside the import system's
+    told = (
+        f"atexit.register(lambda: open({str(tmp_path / 'told')!r}, 'w').write(' '.join(dir(sys.modules['ipaddress']))))"
+    )
+    loaded(f"{told}\n{code}", tmp_path)
+    assert all(name.startswith("__") for name in (tmp_path / "told").read_text().split())
+
+
+def test_what_waits_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
+    code = """
+from tinytl.runtime._later import load_later
+load_later("subprocess", "json", "no_such_module")
+import subprocess
+assert "selectors" not in sys.modules and "no_such_module" not in sys.modules and json.dumps
+assert subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3
+assert sys.modules["subprocess"] is subprocess
+try:
+    subprocess.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    assert "selectors" in loaded(code, tmp_path)
+
+
 def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
     assert {"dataclasses", "inspect"} <= loaded("import dataclasses", tmp_path)
 

@@ -6,7 +6,9 @@ somewhat slower. Where OpenSSL is loaded already (PyTorch sees to that) it is ta
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -28,12 +30,21 @@ class Digest(Protocol):
 
 def sha256(data: bytes = b"") -> Digest:
     """A SHA-256 that begins with `data`."""
-    if "_hashlib" not in sys.modules:
-        for name in ("_sha2", "_sha256"):  # of Python from 3.12 on, and before
-            try:
-                return __import__(name).sha256(data)
-            except ImportError:
-                continue
+    if "_hashlib" in sys.modules:
+        import hashlib
+
+        return hashlib.sha256(data)
+    return _own()(data)
+
+
+@functools.cache  # to look for a module that is not there takes longer than to hash a name
+def _own() -> Callable[[bytes], Digest]:
+    """Python's own, where this Python was built with it."""
+    for name in ("_sha2", "_sha256"):  # of Python from 3.12 on, and before
+        try:
+            return __import__(name).sha256
+        except ImportError:
+            continue
     import hashlib
 
-    return hashlib.sha256(data)
+    return hashlib.sha256

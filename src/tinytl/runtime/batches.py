@@ -76,6 +76,7 @@ class _Ahead:
                         pixels = self._read(photo, number).tobytes()
                     self.buffer[end : end + len(pixels)] = pixels
                     end += len(pixels)
+                    del pixels  # else it stands beside the next photograph, whole and decoded
                 self.size = end
                 self.done.release()
         except BaseException as error:  # whoever waits for the batch raises it
