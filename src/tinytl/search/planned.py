@@ -116,7 +116,7 @@ def _cost_of(choice: Choice, conditions: Conditions) -> Cost:
     return Cost(planned.peak_bytes, counted[0] if counted else None, trained)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)  # a quarter of a megabyte each
 def _stock(backbone: str, norm: str, classes: int) -> nn.Module:
     """The network without memory, in evaluation mode; never changed, only copied."""
     with on_meta():
