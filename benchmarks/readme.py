@@ -141,6 +141,7 @@ def search_table(results: dict[str, Any]) -> str:
     ]
     columns = [
         Column("data", "photographs"),
+        Column("budget", "budget", "MB", 1),
         Column("kind", "network"),
         Column("range", "top-1, mean (lowest to highest)"),
         Column("planned", "planned", "MB", 2),

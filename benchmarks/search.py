@@ -75,7 +75,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where its runs are kept."""
-        return RUNS / f"{self.name}-{self.seed}"
+        return RUNS / f"{self.name}-{self.budget}-{self.seed}"
 
     def spec(self) -> SearchSpec:
         """What is asked of the search."""
@@ -91,8 +91,8 @@ class Cell:
             pairs=160,
             population=40,
             generations=8,
-            finalists=4,
-            finalist_epochs=2,
+            finalists=6,
+            finalist_epochs=4,
             epochs=0,
             lr=1e-3,
             seed=self.seed,
@@ -131,6 +131,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "space": cell.space,
         "budget_bytes": spec.budget_bytes,
+        "finalists": spec.finalists,
+        "finalist_epochs": spec.finalist_epochs,
         "search": record(result),
         "measured_bytes": _measured_bytes(result.choice, classes),
         "random_near": NEAR,
@@ -219,7 +221,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", help="NAME=FOLDER of photographs")
     parser.add_argument("--space", default="mcunet_5fps")
     parser.add_argument("--weights", default=None)
-    parser.add_argument("--budget", default="10MB")
+    parser.add_argument("--budgets", default="5.1MB,10MB", help="planned memory, one after the other")
     parser.add_argument("--resolutions", default="48,64,80,96")
     parser.add_argument("--processes", type=int, default=1, help="data sets and seeds side by side, a thread each")
     parser.add_argument("--page-only", action="store_true", help="write the page from the committed JSON")
@@ -227,7 +229,8 @@ def main() -> None:
     if not options.page_only:
         pairs = [text.partition("=") for text in options.sets]
         cells = [
-            Cell(name, folder, options.space, options.weights, options.budget, options.resolutions, seed)
+            Cell(name, folder, options.space, options.weights, budget, options.resolutions, seed)
+            for budget in options.budgets.split(",")
             for seed in SEEDS
             for name, _, folder in pairs
         ]
@@ -236,7 +239,8 @@ def main() -> None:
         results = {"machine": describe(), "epochs": EPOCHS, "cells": found, "paper": paper_setting()}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         for cell in cells:
-            for picture in (FRONT, PREDICTED, NETWORK) if cell.seed == SEEDS[0] else ():
+            shown = cell.seed == SEEDS[0] and cell.budget == cells[0].budget
+            for picture in (FRONT, PREDICTED, NETWORK) if shown else ():
                 shutil.copy(cell.folder / picture, PICTURES / f"search_{cell.name}_{picture}")
     results = json.loads(RESULTS.read_text())
     PAGE.write_text(page(results))

@@ -13,9 +13,12 @@ from .machine import sentence
 PAGE, PICTURES = Path("docs/benchmarks/search.md"), Path("docs/benchmarks")
 
 
-def cells_of(results: dict[str, Any], data: str) -> list[dict[str, Any]]:
-    """The seeds of one data set."""
-    return [cell for cell in results["cells"] if cell["data"] == data]
+def cells_of(results: dict[str, Any]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """(data set, budget) -> its seeds."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in results["cells"]:
+        found.setdefault((cell["data"], cell["budget_bytes"]), []).append(cell)
+    return found
 
 
 def top1(cell: dict[str, Any], kind: str) -> float:
@@ -30,11 +33,10 @@ def random_of(results: dict[str, Any]) -> str:
 
 
 def rows_of(results: dict[str, Any]) -> list[dict[str, object]]:
-    """A row a data set and kind: mean, lowest and highest over the seeds."""
+    """A row a data set, budget and kind: mean, lowest and highest over the seeds."""
     rows: list[dict[str, object]] = []
     random = f"median of random ones {random_of(results)}"
-    for data in dict.fromkeys(cell["data"] for cell in results["cells"]):
-        cells = cells_of(results, data)
+    for (data, budget), cells in cells_of(results).items():
         for kind in ("winner", "default", "random"):
             found = [top1(cell, kind) for cell in cells]
             planned = [
@@ -44,6 +46,7 @@ def rows_of(results: dict[str, Any]) -> list[dict[str, object]]:
             rows.append(
                 {
                     "data": data,
+                    "budget": budget,
                     "kind": random if kind == "random" else kind,
                     "mean": statistics.mean(found),
                     "low": min(found),
@@ -58,6 +61,7 @@ def page(results: dict[str, Any]) -> str:
     """The documentation page of the committed results."""
     columns = [
         Column("data", "photographs"),
+        Column("budget", "budget", "MB", 1),
         Column("kind", "network"),
         Column("mean", "top-1", "%"),
         Column("low", "lowest", "%"),
@@ -68,7 +72,9 @@ def page(results: dict[str, Any]) -> str:
     each = [
         {
             "data": cell["data"],
+            "budget": cell["budget_bytes"],
             "seed": cell["seed"],
+            "finalists": f"{cell['finalists']} x {cell['finalist_epochs']}",
             "tau": f"{cell['search']['tau']:.2f}",
             "planned": cell["search"]["cost"]["memory_bytes"],
             "measured": cell["measured_bytes"],
@@ -81,7 +87,9 @@ def page(results: dict[str, Any]) -> str:
     ]
     each_columns = [
         Column("data", "photographs"),
+        Column("budget", "budget", "MB", 1),
         Column("seed", "seed"),
+        Column("finalists", "finalists x epochs"),
         Column("tau", "Kendall tau"),
         Column("planned", "winner planned", "MB", 3),
         Column("measured", "its step measured", "MB", 3),
@@ -98,7 +106,7 @@ def page(results: dict[str, Any]) -> str:
     for kind in ("counted", "planned"):
         for at, name in enumerate(("smallest", "median", "largest")):
             paper_columns.append(Column(f"{kind}_{at}", f"{kind}, {name}", "MB", 1))
-    budget, data = cells[0]["budget_bytes"], list(dict.fromkeys(cell["data"] for cell in cells))
+    data = list(dict.fromkeys(cell["data"] for cell in cells))
     pictures = "\n".join(
         f"![Accuracy over planned memory, {name}](search_{name}_front.png)\n"
         f"![Predicted against measured, {name}](search_{name}_predicted.png)\n"
@@ -108,13 +116,13 @@ def page(results: dict[str, Any]) -> str:
     count = results["paper"][0]["networks"]
     return (
         "# What searches find\n\n"
-        f"Made by `python -m benchmarks.search` (see its help for the folders it takes); do not edit. Space: "
-        f"{cells[0]['space']} with its real int8 ImageNet weights; {budget / 1e6:g} MB of planned memory a training "
-        f"step of 8 images; {results['epochs']} epochs of full training; {sentence(results['machine'])}. Every network "
-        "is measured on photographs that no choice saw. Default: TinyTL-L+B of the full network at the highest "
-        "resolution that fits the same budget. Random: the median of three random networks "
-        f"{random_of(results)}, drawn anew for each seed as the search draws them. Mean, lowest and highest over "
-        f"{len({cell['seed'] for cell in cells})} seeds.\n\n"
+        "Made by `python -m benchmarks.search` (see its help for the folders it takes); do not edit. Space: "
+        f"{cells[0]['space']} with its real int8 ImageNet weights; the budget is planned memory of a training step of "
+        f"8 images; {results['epochs']} epochs of full training; {sentence(results['machine'])}. Every network is "
+        "measured on photographs that no choice saw. Default: TinyTL-L+B of the full network, or TinyTL-B where that "
+        "fits at no resolution, at the highest resolution that fits the same budget. Random: the median of three "
+        f"random networks {random_of(results)}, drawn anew for each seed as the search draws them. Mean, lowest and "
+        f"highest over {len({cell['seed'] for cell in cells})} seeds.\n\n"
         + markdown(rows_of(results), columns)
         + "\n## Each search\n\nKendall tau: predicted against measured accuracy of sub-networks that the predictor was "
         "not fitted to (five folds). In evaluation: the share of the search's time that went to fine-tuning and "
@@ -126,6 +134,6 @@ def page(results: dict[str, Any]) -> str:
         f"its rule here: the smallest, the median of {count} random ones, and the largest of the space; planned with "
         "frozen weights at 8 bits, gradients, Adam's state and input included.\n\n"
         + markdown(paper, paper_columns)
-        + "\n## Pictures\n\n"
+        + f"\n## Pictures\n\nOf the first seed within {cells[0]['budget_bytes'] / 1e6:g} MB.\n\n"
         + pictures
     )

@@ -176,9 +176,14 @@ class Space:
         biases = (np.arange(slots) >= rng.integers(slots + 1)) & (rng.uniform(size=slots) < 0.9)
         return self.joined(resolution, self.architecture.sample(rng), lite, biases.astype(np.int64))
 
-    def default(self, resolution: int) -> Genes:
-        """TinyTL-L+B of the full network at the resolution of that index: every module at its largest."""
+    def default(self, resolution: int, *, lite_modules: bool = True) -> Genes:
+        """TinyTL-L+B of the full network at the resolution of that index: every module at its largest.
+
+        Without lite modules it is TinyTL-B.
+        """
         lite = np.array([[len(site.kernels), 0, len(self.widths) - 1] for site in self.sites], np.int64)
+        if not lite_modules:
+            lite[:] = 0
         biases = np.ones(self.architecture.slots, np.int64)
         return self.joined(resolution, self.architecture.largest(), lite, biases)
 

@@ -61,7 +61,7 @@ class Stages:
         self.plans = Plans(folder, crew)
 
     def pairs(self) -> list[Pair]:
-        """Measure random sub-networks, and the default one at each resolution among them."""
+        """Measure random sub-networks, and the default ones at each resolution among them."""
         lines = Lines(self._folder / PAIRS)
         genomes = self._random()
         done = {line["index"] for line in lines.entries}
@@ -155,8 +155,11 @@ class Stages:
             )
 
     def default(self) -> tuple[Genes, Cost] | None:
-        """TinyTL-L+B of the full network at the highest resolution that fits; None where none does."""
-        genomes = [self._space.default(index) for index in range(len(self._space.resolutions))]
+        """TinyTL-L+B of the full network, or TinyTL-B where that fits at no resolution, at the highest that fits.
+
+        None where not even that does.
+        """
+        genomes = self._defaults()
         fitting = [
             (genome, cost)
             for genome, cost in zip(genomes, self.plans(genomes), strict=True)
@@ -252,10 +255,15 @@ class Stages:
         most = self._spec.max_multiply_adds
         return most is None or (cost.multiply_adds is not None and cost.multiply_adds <= most)
 
+    def _defaults(self) -> list[Genes]:
+        """TinyTL-B of the full network at each resolution, then TinyTL-L+B."""
+        space = self._space
+        return [space.default(at, lite_modules=lite) for lite in (False, True) for at in range(len(space.resolutions))]
+
     def _random(self) -> list[Genes]:
         """The sub-networks to measure: the default ones, and random ones, all different; the same at every call."""
         space, rng = self._space, np.random.default_rng((self._spec.seed, 3))
-        found = {key_of(space.default(index)): None for index in range(len(space.resolutions))}
+        found = {key_of(genome): None for genome in self._defaults()}
         for _ in range(100 * self._spec.pairs):  # a small space may not hold so many
             if len(found) >= self._spec.pairs:
                 break
