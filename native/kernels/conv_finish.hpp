@@ -66,9 +66,6 @@ TINYTL_INLINE uint32_t read_bits(const uint8_t* row, int64_t c, int64_t n) {
     return bits >> shift;
 }
 
-// Where the next tile's results will go: another core may have written there last, and has to give it up.
-TINYTL_INLINE void fetch_to_write(const float* to) { __builtin_prefetch(to, 1); }
-
 // Call body(r) for the rows of a tile. Those in registers are all of MR, and are known by number when this is compiled.
 template <int MR, bool in_registers, class Body>
 TINYTL_INLINE void for_rows(int rows, const Body& body) {

@@ -49,14 +49,14 @@ __attribute__((noinline)) int64_t segment(const Forward& f, const float* image, 
         TINYTL_UNROLL for (int j = 0; j < N; ++j) sums[j] = acc[j];
         for (int j = 0; j < N; ++j) {
             f.finish(sums[j], pixel + j, lanes);
-            __builtin_prefetch(f.y + (pixel + N + j) * f.d.channels + f.c, 1);
+            fetch_to_write(f.y + (pixel + N + j) * f.d.channels + f.c);
         }
         return N;
     }
     float* at = f.y + pixel * f.d.channels + f.c;
     TINYTL_UNROLL for (int j = 0; j < N; ++j) {
         put(at + j * f.d.channels, f.activation(acc[j] + f.bias), lanes);
-        __builtin_prefetch(at + (N + j) * f.d.channels, 1);
+        fetch_to_write(at + (N + j) * f.d.channels);
     }
     return N;
 }

@@ -59,7 +59,7 @@ __attribute__((noinline)) void segment(const Backward& b, const Row& row, int64_
         float* y = b.y + first * b.d.channels + b.c;
         TINYTL_UNROLL for (int j = 0; j < N; ++j) {
             put(y + j * b.d.channels, acc[j], lanes);
-            __builtin_prefetch(y + (N + j) * b.d.channels, 1);
+            fetch_to_write(y + (N + j) * b.d.channels);
             sum += acc[j];
         }
         return;

@@ -66,6 +66,8 @@ float* factors_of(const Call& call, int thread, int64_t number) {
     return reinterpret_cast<float*>(call.scratch_of(thread)) + number * columns;
 }
 
+constexpr int64_t ahead = 16 * 16;  // floats from what is written to what is fetched: 16 lines of a cache
+
 // Some channels of rows of one image: where they begin, and the channels of a row. The loops over them are functions of
 // their own, whose arguments no write to memory can change: the mask's bytes might be anything's.
 struct Rows {
@@ -82,6 +84,7 @@ __attribute__((noinline)) void normalize_rows(const Rows rows, const float* x, f
             const vf z = centred * get(factors + i, lanes) + get(terms + i, lanes);
             if (Masked) put_bits(mask, i, lanes.n, activation.bits(z));
             put(y + i, activation(z), lanes);
+            fetch_to_write(y + i + ahead);
         });
         if (Masked) mask += mask_bytes(rows.channels);
     }
@@ -95,6 +98,7 @@ __attribute__((noinline)) void gradient_rows(const Rows rows, const float* grad,
             const vf straight = get(grad + i, lanes) * get(a + i, lanes);
             const vf rest = (get(x + i, lanes) - get(mean + i, lanes)) * get(b + i, lanes) + get(c + i, lanes);
             put(y + i, straight + rest, lanes);
+            fetch_to_write(y + i + ahead);
         });
 }
 

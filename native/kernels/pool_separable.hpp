@@ -33,6 +33,7 @@ static inline __attribute__((always_inline)) void one_pixel(const Tap* down, con
             sum += below[v] * part;
         }
         put(y + c, sum, lanes);
+        fetch_to_write(y + c + 2 * channels);
     });
 }
 

@@ -65,6 +65,9 @@ static inline void store_part(float* p, vf v, int64_t n) {
 #endif
 }
 
+// A line that will be written to soon: another core may have written there last, and has to give it up.
+static inline __attribute__((always_inline)) void fetch_to_write(const float* p) { __builtin_prefetch(p, 1); }
+
 static inline vf max(vf a, vf b) { return a > b ? a : b; }  // b where either is NaN
 static inline vf min(vf a, vf b) { return a < b ? a : b; }
 
