@@ -27,9 +27,8 @@ def top1(cell: dict[str, Any], kind: str) -> float:
 
 
 def random_of(results: dict[str, Any]) -> str:
-    """What the random networks of committed results are, in words; older ones were not chosen by their memory."""
-    near = results["cells"][0].get("random_near")
-    return "within the budget" if near is None else f"of the winner's planned memory, within {near * 100:g} %"
+    """What the random networks are, in words."""
+    return f"of the winner's planned memory, within {results['cells'][0]['random_near'] * 100:g} %"
 
 
 def rows_of(results: dict[str, Any]) -> list[dict[str, object]]:

@@ -56,10 +56,9 @@ def test_too_few_are_told() -> None:
         random_like(SPACE, lambda choice: 100, 100, 99, seed=0, draws=7)
 
 
-def test_the_page_says_which_random_networks_it_has() -> None:
+def test_the_page_has_a_row_for_each_budget_and_says_what_is_random() -> None:
     trained = [{"kind": kind, "top1": 0.5, "planned_bytes": 9} for kind in ("winner", "default", "random")]
-    cell = {"data": "x", "trained": trained}
-    old, new = ({"cells": [{**cell, **more}]} for more in ({}, {"random_near": 0.1}))
-    assert [row["kind"] for row in search_page.rows_of(old)][2] == "median of random ones within the budget"
-    text = "median of random ones of the winner's planned memory, within 10 %"
-    assert [row["kind"] for row in search_page.rows_of(new)][2] == text
+    cells = [{"data": "x", "budget_bytes": budget, "random_near": 0.1, "trained": trained} for budget in (10, 10, 20)]
+    rows = search_page.rows_of({"cells": cells})
+    assert [row["budget"] for row in rows] == [10] * 3 + [20] * 3
+    assert rows[2]["kind"] == "median of random ones of the winner's planned memory, within 10 %"
