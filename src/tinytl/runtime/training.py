@@ -93,6 +93,7 @@ def train(
             compiled = {name: compiled[name] for name in compiled if name not in ("val_fraction", "split_seed")}
         chosen = settings(compiled, given or {})
         recipe = Recipe(meta["delta"]["preprocessing"], chosen)
+        del meta  # some thousand names, which training needs no more
 
         def checked(done: int, count: int) -> None:
             stop.check()
