@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +37,7 @@ from tinytl.search.run import run_spec, search
 from tinytl.search.shown import FRONT, NETWORK, PREDICTED, draw, record
 from tinytl.search.space import Choice, Space
 from tinytl.search.spec import SearchOptions, SearchSpec
+from tinytl.search.workers import end_with
 from tinytl.spec import RunOptions
 
 from . import readme
@@ -234,7 +236,8 @@ def main() -> None:
             for seed in SEEDS
             for name, _, folder in pairs
         ]
-        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        begin = {"mp_context": get_context("spawn"), "initializer": end_with, "initargs": (os.getpid(),)}
+        with ProcessPoolExecutor(options.processes, **begin) as pool:
             found = list(pool.map(measure, cells))
         results = {"machine": describe(), "epochs": EPOCHS, "cells": found, "paper": paper_setting()}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
