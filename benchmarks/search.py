@@ -2,7 +2,8 @@
 
 For each data set and seed: a search in the space of a real network, then the winner, the default network of that size
 and random networks of the winner's planned memory are each trained on all training photographs and measured on those
-that no choice saw. The default is TinyTL-L+B of the full network, at the highest resolution that fits the same budget.
+that no choice saw. The default is TinyTL-L+B of the full network, or TinyTL-B where that fits at no
+resolution, at the highest resolution that fits the same budget (5.1 MB: TinyTL-B of mcunet_5fps at 80 px).
 The random ones are the first of the space, drawn as the search draws, whose planned memory is within 10 % of the
 winner's and within the budget: so what the winner has before them is not memory.
 

@@ -19,9 +19,12 @@ from tinytl.memory.planner import plan_step
 from tinytl.memory.step import StepSpec, build_network, build_optimizer
 from tinytl.methods import TINYTL_LB, BlockBias, LiteModules, adapt_, method
 from tinytl.search import planned
-from tinytl.search.planned import Conditions, cost_of
+from tinytl.search.architecture import Genes
+from tinytl.search.planned import Conditions, Cost, cost_of
 from tinytl.search.shown import block_rows
 from tinytl.search.space import Space, make_space
+from tinytl.search.spec import SearchSpec
+from tinytl.search.stages import Stages
 from tinytl.search.timing import Line, probes
 
 NAMES = ("mcunet_5fps", "ofa_tiny_d234_e346_k357")
@@ -165,3 +168,30 @@ def test_torch_is_not_told_of_the_search() -> None:
     before = torch.get_rng_state()
     cost_of(space.choice(some(space, 1)), Conditions(7))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("budget", "resolution", "lite_modules"), [(9_200_000, 64, True), (8_300_000, 48, True), (4_000_000, 64, False)]
+)
+def test_the_default_is_tinytl_b_where_no_lite_module_fits(budget: int, resolution: int, lite_modules: bool) -> None:
+    space, found = MCUNET, defaults_within(budget)
+    assert found is not None
+    assert found[0].tolist() == space.default(space.resolutions.index(resolution), lite_modules=lite_modules).tolist()
+    assert ("lite" in space.choice(found[0]).method) == lite_modules
+
+
+def test_there_is_no_default_within_a_budget_below_tinytl_b() -> None:
+    assert defaults_within(1_000_000) is None
+
+
+MCUNET = make_space("mcunet_5fps", (48, 64))
+
+
+def defaults_within(budget: int) -> tuple[Genes, Cost] | None:
+    stages = object.__new__(Stages)  # of a search, what that question needs
+    vars(stages).update(
+        _space=MCUNET,
+        _spec=SearchSpec("photos", "mcunet_5fps", memory_budget=budget),
+        plans=lambda genomes: [cost_of(MCUNET.choice(genome), Conditions(10)) for genome in genomes],
+    )
+    return stages.default()

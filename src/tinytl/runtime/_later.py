@@ -1,7 +1,7 @@
 """Modules that others import at their top and that training never uses: loaded when something of them is asked for.
 
 Pillow names `subprocess` for one function of its JPEG reader, Python's own `logging` and `pathlib` name what they need
-for errors and for addresses. In a process that counts its memory in tens of MB that is 0.8 MB of code that nobody runs.
+for errors and for addresses. In a process that counts its memory in tens of MB that is code that nobody runs.
 Python's `importlib.util.LazyLoader` is for this, but in some versions the very statement `import subprocess` makes it
 load; so what stands in the module's place here answers to its own name alone.
 """

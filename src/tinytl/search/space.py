@@ -181,9 +181,8 @@ class Space:
 
         Without lite modules it is TinyTL-B.
         """
-        lite = np.array([[len(site.kernels), 0, len(self.widths) - 1] for site in self.sites], np.int64)
-        if not lite_modules:
-            lite[:] = 0
+        largest = np.array([[len(site.kernels), 0, len(self.widths) - 1] for site in self.sites], np.int64)
+        lite = largest if lite_modules else np.zeros_like(largest)
         biases = np.ones(self.architecture.slots, np.int64)
         return self.joined(resolution, self.architecture.largest(), lite, biases)
 
