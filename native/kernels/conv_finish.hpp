@@ -78,6 +78,20 @@ TINYTL_INLINE void for_rows(int rows, const Body& body) {
     }
 }
 
+// A row of a tile to where it belongs; its last vector has `tail` channels. Of whole tiles the row that lies `ahead`,
+// one of the next tile, is fetched.
+template <bool whole, int NV>
+TINYTL_INLINE void store_row(float* to, const vf (&z)[NV], int64_t tail, int64_t ahead) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
+    if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
+    else store_part(to + (NV - 1) * W, z[NV - 1], tail);
+    if constexpr (whole) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) fetch_to_write(to + ahead + v * W);
+    }
+}
+
 // y = act(sums + bias + residual), and one bit an element.
 struct Forward {
     float* y;
@@ -130,14 +144,7 @@ struct Forward {
                 }
                 if (bits) write_bits(bits + pixel * bytes, first, all, width);
             }
-#pragma GCC unroll 4
-            for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
-            if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
-            else store_part(to + (NV - 1) * W, z[NV - 1], tail);
-            if constexpr (in_registers) {
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) fetch_to_write(to + MR * step + v * W);
-            }
+            store_row<in_registers>(to, z, tail, MR * step);
         };
         for_rows<MR, in_registers>(rows, row_of_tile);
     }
@@ -187,14 +194,7 @@ struct Backward {
             }
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) total[v] += z[v];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV - 1; ++v) store(to + v * W, z[v]);
-            if (tail == W) store(to + (NV - 1) * W, z[NV - 1]);
-            else store_part(to + (NV - 1) * W, z[NV - 1], tail);
-            if constexpr (in_registers) {
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) fetch_to_write(to + MR * step + v * W);
-            }
+            store_row<in_registers>(to, z, tail, MR * step);
         };
         for_rows<MR, in_registers>(rows, row_of_tile);
         if (!spot.sums || !spot.last) return;

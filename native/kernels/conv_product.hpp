@@ -23,11 +23,8 @@ inline constexpr int64_t most_parts = 16, part_rows = 24;
 inline constexpr int64_t least_k_of_half = 48;  // below, what follows the product takes longer
 inline constexpr int64_t k_piece = 512;  // k at a time: the sums are kept in registers that long
 
-// An even number where it is more than one: half of the parts are then half of the rows, whatever the instruction, and
-// a thread's rows those that it had before.
 static inline int64_t parts_of(int64_t rows, int64_t channels) {
-    const int64_t parts = least(least(rows / part_rows, most_parts), sum_floats / channels);
-    return parts > 1 ? parts & ~int64_t{1} : 1;
+    return most(1, even_parts(least(least(rows / part_rows, most_parts), sum_floats / channels)));
 }
 
 // Whether threads share rows, or panels. In multiply-adds of one vector for each k: packing a vector costs about 8.

@@ -154,9 +154,8 @@ void depthwise_conv_dx(const Call& call) {
         const int64_t width = least(at_once, channels - from), blocks = (width + W - 1) / W;
         // Each chunk expands the filters anew: where there are many vectors of channels, two are enough.
         const int64_t room = (scratch_per_thread - taps_bytes) / (width * int64_t(sizeof(float)));
-        int64_t chunks = most(blocks < 16 ? 4 : 2, total * row_bytes / (256 * 1024));
-        chunks = least(least(chunks, total), room);
-        if (chunks > 1) chunks &= ~int64_t{1};  // a thread's rows are then those that it wrote before
+        const int64_t wanted = most(blocks < 16 ? 4 : 2, total * row_bytes / (256 * 1024));
+        const int64_t chunks = even_parts(least(least(wanted, total), room));
         call.threads.ranges(chunks * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
             for (int64_t item = begin; item < end; ++item) {
                 const int64_t chunk = item / blocks, c = from + item % blocks * W, n = least(W, channels - c);

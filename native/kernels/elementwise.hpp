@@ -124,9 +124,9 @@ static inline void sum_rows(const Call& call, int64_t rows, int64_t channels, Pa
     for (int64_t c = 0; c < channels; c += sums_channels) {
         const int64_t n = least(sums_channels, channels - c);
         const int64_t size = S * n;
-        int64_t chunks = least(16, 1 + rows * n / worth_a_thread);
-        chunks = most(1, least(least(chunks, rows), sums_bytes / (size * static_cast<int64_t>(sizeof(T)))));
-        if (chunks > 1) chunks &= ~int64_t{1};  // a thread's rows are then those that it wrote before
+        const int64_t wanted = least(least(16, 1 + rows * n / worth_a_thread), rows);
+        const int64_t room = sums_bytes / (size * static_cast<int64_t>(sizeof(T)));
+        const int64_t chunks = most(1, even_parts(least(wanted, room)));
         call.threads.ranges(chunks, 1, [&](int64_t begin, int64_t end, int) {
             for (int64_t k = begin; k < end; ++k)
                 part(rows * k / chunks, rows * (k + 1) / chunks, c, n, sums + k * size);

@@ -68,6 +68,10 @@ static inline void store_part(float* p, vf v, int64_t n) {
 // A line that will be written to soon: another core may have written there last, and has to give it up.
 static inline __attribute__((always_inline)) void fetch_to_write(const float* p) { __builtin_prefetch(p, 1); }
 
+// So many parts of some rows, an even number where it is more than one: half of the parts are then half of the rows,
+// whatever the instruction, and a thread's rows those that it wrote before.
+static inline int64_t even_parts(int64_t parts) { return parts > 1 ? parts & ~int64_t{1} : parts; }
+
 static inline vf max(vf a, vf b) { return a > b ? a : b; }  // b where either is NaN
 static inline vf min(vf a, vf b) { return a < b ? a : b; }
 
